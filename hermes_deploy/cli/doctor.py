@@ -1,0 +1,34 @@
+"""`hermes-deploy doctor`: what this machine can build and serve."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Shows what this machine can build and serve, and what to install for the rest.
+
+    Exit code 0 unless something installed is broken or contradicts itself.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from hermes_deploy.machine import examine
+
+    examination = examine()
+    broken = [c for c in examination if c.state == "broken"]
+    if as_json:
+        print(json.dumps({"checks": [c.__dict__ for c in examination], "ok": not broken}, ensure_ascii=False))
+    else:
+        table = Table("", "what", "found", "what to do")
+        marks = {"ok": "ok", "missing": "-", "broken": "BROKEN"}
+        for check in examination:
+            table.add_row(marks[check.state], check.what, check.found, check.advice)
+        Console(highlight=False).print(table, markup=False)
+    if broken:
+        raise typer.Exit(1)

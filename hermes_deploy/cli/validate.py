@@ -1,0 +1,58 @@
+"""`hermes-deploy validate`: is every byte as built, and would this machine run it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def validate(
+    artifact: Annotated[Path, typer.Argument(help="Folder that build wrote.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Checks every file against the manifest, and whether this machine can serve the artifact.
+
+    Exit code 0: all as built, and it would run here. 6: a file differs (each is named), or nothing
+    in the artifact runs on this machine.
+    """
+    from hermes_deploy.errors import ArtifactError
+    from hermes_deploy.machine import serveable
+    from hermes_deploy.repository.manifest import read_manifest, verify_files
+
+    manifest = read_manifest(artifact)
+    problems = verify_files(artifact, manifest)
+    verdicts = {entry.name: serveable(entry.name) for entry in manifest.targets}
+    runs_here = [name for name, reason in verdicts.items() if not reason]
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "artifact": str(artifact),
+                    "files": len(manifest.files),
+                    "problems": problems,
+                    "targets": {name: reason or "runs here" for name, reason in verdicts.items()},
+                    "valid": not problems and bool(runs_here),
+                },
+                ensure_ascii=False,
+            )
+        )
+        if problems or not runs_here:
+            raise typer.Exit(ArtifactError.exit_code)
+        return
+    if problems:
+        raise ArtifactError(
+            f"{artifact} is not as it was built ({len(problems)} of {len(manifest.files)} files):\n  "
+            + "\n  ".join(problems)
+            + "\nCopy it again from where it was built, or build it again."
+        )
+    print(f"{len(manifest.files)} files are as the manifest says")
+    for name, reason in verdicts.items():
+        print(f"  {name}: {reason or 'runs here'}")
+    if not runs_here:
+        raise ArtifactError(
+            f"{artifact} is intact, but nothing in it runs on this machine (see above). "
+            "Build it again with --target cpu, or serve it on a machine that it was built for."
+        )

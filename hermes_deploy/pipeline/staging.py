@@ -1,0 +1,130 @@
+"""The artifact appears by rename: all or nothing, whatever kills the build.
+
+`staged(output)` gives a hidden sibling folder to write into; `publish` renames it to `output`.
+Any other way out removes it. A build that was killed cannot clean up: the next build into the same
+output removes what it finds unlocked (the lock is on the folder itself and dies with its process).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hermes_deploy.errors import BuildError, UsageError
+
+
+@dataclass(frozen=True)
+class Staging:
+    folder: Path
+    output: Path
+
+    def publish(self) -> None:
+        """Makes `output` appear, complete. Raises BuildError when something else took its place."""
+        for path in self.folder.rglob("*"):
+            if path.is_file():
+                _sync(path)
+        # rename onto an existing folder succeeds only while that folder is empty
+        try:
+            self.folder.rename(self.output)
+        except OSError as error:
+            raise BuildError(f"{self.output} could not be published: {error.strerror}. Nothing was changed.") from None
+        _sync(self.output.parent)
+
+
+def check_output(output: Path) -> None:
+    """Raises UsageError unless `output` can be created: absent or an empty folder, in a writable one."""
+    if output.is_symlink() or (output.exists() and not output.is_dir()):
+        raise UsageError(f"--output {output} exists and is not a folder; name a new folder")
+    if output.is_dir():
+        entries = sorted(p.name for p in output.iterdir())
+        if entries:
+            some = ", ".join(entries[:3]) + (", …" if len(entries) > 3 else "")
+            raise UsageError(f"--output {output} is not empty (it holds {some}); name a new folder, or remove it first")
+    parent = _existing(output.absolute().parent)
+    if not parent.is_dir():
+        raise UsageError(f"--output {output}: {parent} is not a folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UsageError(f"--output {output}: {parent} is not writable by this user; name another place")
+
+
+@contextlib.contextmanager
+def staged(output: Path) -> Iterator[Staging]:
+    """A locked, empty folder beside `output`, removed on the way out unless it was published."""
+    output = output.absolute()
+    check_output(output)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(output)
+        folder, lock = _make_locked(output)
+    except OSError as error:
+        raise UsageError(f"--output {output} cannot be written: {error.strerror} ({error.filename})") from None
+    try:
+        # mkdtemp makes it private; an artifact is read by the server's user
+        folder.chmod(0o755)
+        yield Staging(folder, output)
+    finally:
+        if folder.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def remove_abandoned(output: Path) -> list[Path]:
+    """Removes staging folders of killed builds of `output`; gives what was removed."""
+    removed = []
+    for folder in output.parent.glob(f"{_prefix(output)}*"):
+        lock = _lock(folder)
+        if lock is None:
+            continue
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+        removed.append(folder)
+    return removed
+
+
+def _make_locked(output: Path) -> tuple[Path, int]:
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_prefix(output), dir=output.parent))
+        lock = _lock(folder)
+        # between the two lines another build may have taken it for abandoned
+        if lock is not None and folder.exists():
+            return folder, lock
+        if lock is not None:
+            os.close(lock)
+
+
+def _prefix(output: Path) -> str:
+    return f".{output.name}.building-"
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def _lock(folder: Path) -> int | None:
+    """An exclusive lock on the folder, or None while its owner lives (or it is gone)."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,27 @@
+# Makes .venv with the extras that are asked for; sourced by quickstart and test.
+#   make_environment EXTRAS     e.g. make_environment build,serve
+# Does nothing when the environment already has them for this pyproject.toml and constraints.txt.
+
+make_environment() {
+    local extras=$1 python=${PYTHON:-} candidate
+    for candidate in python3.11 python3.12 python3; do
+        if [ -z "$python" ] && command -v "$candidate" >/dev/null 2>&1 &&
+            "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; then
+            python=$candidate
+        fi
+    done
+    if [ -z "$python" ]; then
+        echo "error: Python 3.11 or 3.12 is needed and was not found; install one, or set PYTHON=/path/to/it" >&2
+        return 1
+    fi
+    local stamp
+    stamp=$(cat pyproject.toml constraints.txt | sha256sum | cut -c1-16)
+    if [ -f ".venv/.has-dev-$stamp" ] || [ -f ".venv/.has-$extras-$stamp" ]; then
+        return 0
+    fi
+    echo "making .venv with [$extras] ..." >&2
+    [ -x .venv/bin/python ] || "$python" -m venv .venv
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check \
+        --constraint constraints.txt --editable ".[$extras]"
+    touch ".venv/.has-$extras-$stamp"
+}
