@@ -1,0 +1,154 @@
+"""Grouped-query attention over a cache that is written in place, in both dialects. Pure.
+
+`Steps` holds what all layers share: positions, rotary tables, and the mask (portable) or the
+lengths (ort). x is `[B, S, hidden]`; caches are `[B, kv_heads, max_context, head_dim]`.
+
+The portable form uses no `is_causal`, `nonpad_kv_seqlen` or attention past: TensorRT refuses or
+ignores them. The mask makes -inf inside the graph, which TensorRT turns into block skipping.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from hermes_deploy.graphs.builder import MICROSOFT, GraphBuilder
+from hermes_deploy.graphs.rope import rope_tables
+from hermes_deploy.graphs.weights import NUMPY_DTYPES
+
+
+@dataclass(frozen=True)
+class PortableSteps:
+    positions: ir.Value
+    write_indices: ir.Value
+    mask: ir.Value
+    cos: ir.Value
+    sin: ir.Value
+
+
+@dataclass(frozen=True)
+class OrtSteps:
+    seqlens: ir.Value
+    total: ir.Value
+    cos: ir.Value
+    sin: ir.Value
+
+
+Steps = PortableSteps | OrtSteps
+
+
+def steps(b: GraphBuilder) -> Steps:
+    """Declares the inputs that say where the tokens stand, and what is made of them once."""
+    if not b.portable:
+        seqlens = b.input("seqlens_k", ir.DataType.INT32, ["batch"])
+        total = b.input("total_sequence_length", ir.DataType.INT32, [])
+        return OrtSteps(seqlens, total, *rope_tables(b))
+    positions = b.input("position_ids", ir.DataType.INT64, ["batch", "seq"])
+    write_indices = b.input("write_indices", ir.DataType.INT64, ["batch"])
+    return PortableSteps(positions, write_indices, _mask(b, positions), *rope_tables(b))
+
+
+def attention(b: GraphBuilder, x: ir.Value, layer: int, shared: Steps) -> ir.Value:
+    """Declares the layer's cache inputs and outputs; gives the block's output before the residual."""
+    config, name, source = b.config, f"layers.{layer}", f"model.layers.{layer}.self_attn"
+    query_size, kv_size = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    qkv = b.linear(
+        f"{name}.qkv",
+        x,
+        config.hidden_size,
+        [
+            (f"{source}.q_proj.weight", query_size),
+            (f"{source}.k_proj.weight", kv_size),
+            (f"{source}.v_proj.weight", kv_size),
+        ],
+    )
+    shape: list[int | str] = ["batch", config.kv_heads, b.spec.max_context, config.head_dim]
+    past_key = b.input(f"past_key_{layer}", b.dtype, shape)
+    past_value = b.input(f"past_value_{layer}", b.dtype, shape)
+    if isinstance(shared, PortableSteps):
+        mixed, key, value = _portable(b, name, qkv, past_key, past_value, shared)
+    else:
+        mixed, key, value = _ort(b, name, qkv, past_key, past_value, shared)
+    b.output(key, f"present_key_{layer}", b.dtype, shape)
+    b.output(value, f"present_value_{layer}", b.dtype, shape)
+    return b.linear(f"{name}.o", mixed, query_size, [(f"{source}.o_proj.weight", config.hidden_size)])
+
+
+def _ort(
+    b: GraphBuilder, name: str, qkv: ir.Value, past_key: ir.Value, past_value: ir.Value, shared: OrtSteps
+) -> tuple[ir.Value, ir.Value, ir.Value]:
+    config = b.config
+    node = f"{name}.attention"
+    mixed, key, value = b.op_outputs(
+        "GroupQueryAttention",
+        node,
+        (node, f"{node}.key", f"{node}.value"),
+        qkv,
+        None,
+        None,
+        past_key,
+        past_value,
+        shared.seqlens,
+        shared.total,
+        shared.cos,
+        shared.sin,
+        domain=MICROSOFT,
+        num_heads=config.heads,
+        kv_num_heads=config.kv_heads,
+        do_rotary=1,
+        scale=1.0 / math.sqrt(config.head_dim),
+        local_window_size=config.sliding_window or -1,
+    )
+    return mixed, key, value
+
+
+def _portable(
+    b: GraphBuilder, name: str, qkv: ir.Value, past_key: ir.Value, past_value: ir.Value, shared: PortableSteps
+) -> tuple[ir.Value, ir.Value, ir.Value]:
+    config, node = b.config, f"{name}.attention"
+    query_size, kv_size = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    parts = b.op_outputs(
+        "Split",
+        f"{node}.split",
+        [f"{node}.{part}.flat" for part in ("query", "key", "value")],
+        qkv,
+        b.integers("attention.split", [query_size, kv_size, kv_size]),
+        axis=-1,
+    )
+
+    def heads(part: str, flat: ir.Value, count: int) -> ir.Value:
+        shape = b.integers(f"attention.heads.{count}", [0, 0, count, config.head_dim])
+        apart = b.op("Reshape", f"{node}.{part}.apart", flat, shape)
+        return b.op("Transpose", f"{node}.{part}", apart, perm=[0, 2, 1, 3])
+
+    def rotate(part: str, x: ir.Value) -> ir.Value:
+        return b.op("RotaryEmbedding", f"{node}.{part}.rotated", x, shared.cos, shared.sin, shared.positions)
+
+    def write(part: str, past: ir.Value, x: ir.Value) -> ir.Value:
+        return b.op("TensorScatter", f"{node}.{part}.cache", past, x, shared.write_indices, axis=2)
+
+    query = rotate("query", heads("query", parts[0], config.heads))
+    key = write("key", past_key, rotate("key", heads("key", parts[1], config.kv_heads)))
+    value = write("value", past_value, heads("value", parts[2], config.kv_heads))
+    mixed = b.op("Attention", node, query, key, value, shared.mask, scale=1.0 / math.sqrt(config.head_dim))
+    rows = b.op("Transpose", f"{node}.rows", mixed, perm=[0, 2, 1, 3])
+    return b.op("Reshape", f"{node}.joined", rows, b.integers("attention.join", [0, 0, query_size])), key, value
+
+
+def _mask(b: GraphBuilder, positions: ir.Value) -> ir.Value:
+    """`[B, 1, S, max_context]`: 0 where the token may look, -inf elsewhere; one for all layers."""
+    dtype = NUMPY_DTYPES[b.spec.activation]
+    cache = np.arange(b.spec.max_context, dtype=np.int64).reshape(1, 1, 1, -1)
+    cache_positions = b.initializer(ir.tensor(cache, name="mask.cache_positions"))
+    own = b.op("Unsqueeze", "mask.own", positions, b.integers("mask.axes", [1, 3]))
+    seen = b.op("LessOrEqual", "mask.causal", cache_positions, own)
+    if b.config.sliding_window is not None:
+        oldest = b.op("Sub", "mask.oldest", own, b.integers("mask.window", [b.config.sliding_window]))
+        near = b.op("Greater", "mask.near", cache_positions, oldest)
+        seen = b.op("And", "mask.seen", seen, near)
+    zero = b.initializer(ir.tensor(np.zeros((), dtype=dtype), name="mask.zero"))
+    hidden = b.initializer(ir.tensor(np.full((), -np.inf, dtype=dtype), name="mask.hidden"))
+    return b.op("Where", "mask", seen, zero, hidden)

@@ -1,0 +1,109 @@
+"""Emits nodes and initializers into one list, in order. The only file that makes onnx_ir nodes. Pure.
+
+Every node and value has a name that says what it is (`layers.0.attention.query`), so that two
+builds give the same bytes and engine logs can be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from hermes_deploy.checkpoints.checkpoint import LazyTensor
+from hermes_deploy.graphs.spec import ATTRIBUTE_LINEAR, GraphSpec
+from hermes_deploy.graphs.weights import ONNX_DTYPES, Source, linear_weight, plain_weight
+
+MICROSOFT = "com.microsoft"
+
+
+class GraphBuilder:
+    """Collects what components emit. `spec` and `source` are what every component needs to read."""
+
+    def __init__(self, spec: GraphSpec, tensors: Mapping[str, LazyTensor]) -> None:
+        self.spec = spec
+        self.config = spec.config
+        self.source = Source(tensors)
+        self.nodes: list[ir.Node] = []
+        self.inputs: list[ir.Value] = []
+        self.outputs: list[ir.Value] = []
+        self.initializers: dict[str, ir.Value] = {}
+
+    @property
+    def portable(self) -> bool:
+        return self.spec.dialect == "portable"
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """dtype of activations, cache and plain weights."""
+        return ONNX_DTYPES[self.spec.activation]
+
+    def input(self, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
+        value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+        self.inputs.append(value)
+        return value
+
+    def output(self, value: ir.Value, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> None:
+        value.name = name
+        value.type = ir.TensorType(dtype)
+        value.shape = ir.Shape(shape)
+        self.outputs.append(value)
+
+    def op(self, op_type: str, name: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
+        """One node with one output, both called `name`."""
+        return self.op_outputs(op_type, name, (name,), *inputs, domain=domain, **attributes)[0]
+
+    def op_outputs(
+        self,
+        op_type: str,
+        name: str,
+        outputs: Sequence[str],
+        *inputs: ir.Value | None,
+        domain: str = "",
+        metadata: Mapping[str, str] | None = None,
+        **attributes: Any,
+    ) -> Sequence[ir.Value]:
+        """One node with named outputs; an output called "" is left out."""
+        node = ir.node(
+            op_type,
+            inputs,
+            attributes,
+            domain=domain,
+            name=name,
+            outputs=[ir.Value(name=output) for output in outputs],
+            metadata_props=dict(metadata or {}),
+        )
+        self.nodes.append(node)
+        return node.outputs
+
+    def initializer(self, tensor: ir.TensorProtocol) -> ir.Value:
+        """The graph's initializer of that tensor; a name that is there already is not added twice."""
+        name = tensor.name
+        if name is None:
+            raise ValueError("an initializer needs a name")
+        if name not in self.initializers:
+            self.initializers[name] = ir.Value(
+                name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor
+            )
+        return self.initializers[name]
+
+    def integers(self, name: str, values: Sequence[int]) -> ir.Value:
+        return self.initializer(ir.tensor(np.asarray(values, dtype=np.int64), name=name))
+
+    def vector(self, name: str, source: str, size: int) -> ir.Value:
+        """A one-dimensional weight in the activation dtype."""
+        return self.initializer(plain_weight(name, self.source(source, (size,)), self.spec.activation))
+
+    def linear(
+        self, name: str, x: ir.Value, inputs: int, sources: Sequence[tuple[str, int]], output: str | None = None
+    ) -> ir.Value:
+        """x `[..., inputs]` times `{name}.weight` `[inputs, sum of outputs]`, in one tagged MatMul.
+
+        `sources` are (Hugging Face name, outputs) of the `[outputs, inputs]` matrices that are joined.
+        """
+        tensors = [self.source(source, (outputs, inputs)) for source, outputs in sources]
+        weight = self.initializer(linear_weight(f"{name}.weight", tensors, self.spec.activation))
+        metadata = {ATTRIBUTE_LINEAR: name}
+        return self.op_outputs("MatMul", name, (output or name,), x, weight, metadata=metadata)[0]
