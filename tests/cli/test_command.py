@@ -1,0 +1,90 @@
+"""The command as a shell sees it: help, usage errors, exit codes, JSON."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hermes_deploy.recipes import recipe_names
+from hermes_deploy.targets import TARGETS
+
+VERBS = ("build", "serve", "ask", "inspect", "validate", "doctor")
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "hermes_deploy.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_help_names_every_verb_and_each_verb_has_help() -> None:
+    top = run("--help")
+    assert top.returncode == 0
+    for verb in VERBS:
+        assert verb in top.stdout
+    helps = {verb: run(verb, "--help") for verb in VERBS}
+    assert all(h.returncode == 0 and "--json" in h.stdout for h in helps.values())
+    # the help lists what is really there
+    for name in (*recipe_names(), *TARGETS):
+        assert name in helps["build"].stdout
+
+
+def test_an_unknown_option_is_answered_with_the_valid_ones() -> None:
+    result = run("build", "smollm2", "--output", "x", "--recip", "int4")
+    assert result.returncode == 2
+    for option in ("--recip", "--recipe", "--target", "--max-context", "--revision"):
+        assert option in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--recipe", "int3"), "recipes are: fp16, fp32, fp8, int4"),
+        (("--target", "sm99"), "targets are: cpu, cuda, sm80"),
+        (("--recipe", "fp8", "--target", "sm86"), "fp8 works on: sm89, sm90, sm120"),
+        (("--recipe", "fp8", "--target", "cpu"), "cpu takes: fp32, int4"),
+        (("--max-slots", "0"), "max_slots"),
+        (("--max-context", "-5"), "max_context"),
+        (("--target", "cpu", "--target", "cpu"), "twice"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_before_any_work(
+    arguments: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    result = run("build", str(tmp_path / "no-such-model"), "--output", str(tmp_path / "out"), *arguments)
+    assert result.returncode == 2, result.stderr
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_are_json_for_machines_and_one_message_for_people(tmp_path: Path) -> None:
+    result = run("inspect", str(tmp_path), "--json")
+    assert result.returncode == 6
+    error = json.loads(result.stdout)["error"]
+    assert error["kind"] == "ArtifactError"
+    assert "manifest.json" in error["message"]
+    assert result.stderr.startswith("error: ")
+
+
+def test_doctor_says_what_this_machine_can_do() -> None:
+    result = run("doctor", "--json")
+    answer = json.loads(result.stdout)
+    assert result.returncode == (0 if answer["ok"] else 1)
+    rows = {check["what"]: check for check in answer["checks"]}
+    assert rows["target cpu"]["state"] == "ok"
+    assert rows["onnxruntime"]["state"] == "ok"
+    assert "target sm90" in rows
+
+
+def test_both_onnxruntimes_together_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hermes_deploy import machine
+
+    real = machine.installed
+    monkeypatch.setattr(machine, "installed", lambda p: "1.31.1" if p.startswith("onnxruntime") else real(p))
+    row = next(check for check in machine.examine() if check.what == "onnxruntime")
+    assert row.state == "broken"
+    assert "pip uninstall" in row.advice
