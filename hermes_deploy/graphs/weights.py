@@ -76,7 +76,7 @@ def plain_weight(name: str, source: LazyTensor, precision: str) -> ir.LazyTensor
 def lazy(name: str, shape: tuple[int, ...], precision: str, evaluate: Callable[[], npt.NDArray[Any]]) -> ir.LazyTensor:
     """An initializer that calls `evaluate` each time it is read; GraphError when fp16 overflows."""
 
-    def tensor() -> ir.Tensor:
+    def tensor() -> ir.TensorProtocol:
         # the cast's own warning is turned into an error that names the tensor
         with np.errstate(over="ignore"):
             values = evaluate()
