@@ -1,0 +1,224 @@
+"""One engine, built: parse, check, compile, stream to disk, prove. Runs in the build process only.
+
+One code path for `tensorrt_rtx` and `tensorrt`: the module is chosen once and passed down. Every
+failure is an EngineError with TensorRT's own first words.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections import Counter
+from collections.abc import Callable
+from io import BufferedWriter
+from pathlib import Path
+from typing import Any
+
+from hermes_deploy.engines.layers import fused_attention, gemms, read_record
+from hermes_deploy.engines.logger import Heard, make_logger
+from hermes_deploy.engines.network import NetworkFacts, read_network
+from hermes_deploy.engines.profiles import Profile, Range
+from hermes_deploy.engines.request import BuildRequest
+from hermes_deploy.engines.sidecar import EngineSidecar, LayerSummary, PlanEntry, ProfileEntry, ShapeRange
+from hermes_deploy.errors import EngineError
+from hermes_deploy.targets import target
+
+Report = Callable[[str, int, int], None]
+"""phase, step, steps."""
+
+QUANTIZED = ("int4", "fp8", "int8")
+
+
+def compile_engine(request: BuildRequest, plan: BufferedWriter, report: Report) -> EngineSidecar:
+    """Writes the plan into `plan`; gives the sidecar that belongs to it. Raises EngineError."""
+    trt = importlib.import_module(request.flavour)
+    heard = Heard()
+    logger = make_logger(trt, heard)
+    builder = trt.Builder(logger)
+    report("parse", 0, 1)
+    network, parser = _parse(trt, builder, logger, heard, Path(request.onnx))
+    facts = read_network(network)
+    check_consumed(facts, heard)
+    check_promise(facts, request.precision, request.head_precision)
+    report("parse", 1, 1)
+
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    config.progress_monitor = monitor = _make_monitor(trt, report)
+    _set_targets(trt, config, request)
+    profiles = [_add_profile(builder, config, facts, p.name, p.dimensions) for p in request.profiles]
+
+    writer, written = _make_writer(trt, plan)
+    built = builder.build_serialized_network_to_stream(network, config, writer)
+    if written.error is not None:
+        raise EngineError(
+            f"the engine could not be written: {written.error.strerror}. Free some space and build again."
+        )
+    if not built:
+        raise EngineError(f"{request.flavour} could not build the engine: {heard.first_error()}")
+    layers = prove(facts, heard.record, len(profiles))
+    # TensorRT holds raw pointers to these until here
+    del parser, monitor
+    return EngineSidecar(
+        flavour=request.flavour,
+        version=trt.__version__,
+        targets=request.targets,
+        compute_capabilities=[_dotted(name) for name in request.targets],
+        precision=request.precision,
+        head_precision=request.head_precision,
+        inputs=list(facts.inputs),
+        outputs=list(facts.outputs),
+        aliases=facts.aliases,
+        profiles=profiles,
+        layers=layers,
+        plan=PlanEntry(sha256=written.digest.hexdigest(), size=written.size),
+    )
+
+
+def _parse(trt: Any, builder: Any, logger: Any, heard: Heard, onnx: Path) -> tuple[Any, Any]:
+    strongly_typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = builder.create_network(strongly_typed)
+    parser = trt.OnnxParser(network, logger)
+    # by path and not by bytes: weights in external data are found beside the file
+    if not parser.parse_from_file(str(onnx)) or parser.num_errors:
+        if not parser.num_errors:
+            raise EngineError(f"{trt.__name__} cannot parse {onnx}: {heard.first_error()}")
+        error = parser.get_error(0)
+        node = f" at node {error.node_name()!r} ({error.node_operator()})" if error.node_operator() else ""
+        raise EngineError(f"{trt.__name__} cannot parse {onnx}{node}: {error.desc()}")
+    return network, parser
+
+
+def check_consumed(facts: NetworkFacts, heard: Heard) -> None:
+    """Raises EngineError when an input has no way to any output: its effect would silently be missing."""
+    warned = {w for i in facts.inputs for w in heard.warnings if "unused" in w.lower() and i.name in w.split()}
+    if facts.unconsumed or warned:
+        names = ", ".join(facts.unconsumed) or "; ".join(sorted(warned))
+        raise EngineError(
+            f"network input not consumed: {names}. TensorRT's parser dropped what reads it (it does so with "
+            "Attention's nonpad_kv_seqlen) or the graph never used it; the engine would answer without it."
+        )
+
+
+def check_promise(facts: NetworkFacts, precision: str, head_precision: str) -> None:
+    """Raises EngineError when the graph does not hold its matrices in the recipe's precisions."""
+    if not facts.linears:
+        raise EngineError("the graph multiplies with no constant matrix; it is not a decoder with its weights in it")
+    wrong = [n for n in facts.linears if n is not facts.head and n.dtype != precision]
+    if wrong:
+        raise EngineError(
+            f"the recipe promises {precision} linears, but {len(wrong)} of {len(facts.linears)} are "
+            f"{wrong[0].dtype} in the graph, the first at {wrong[0].node}"
+        )
+    if facts.head is not None and facts.head.dtype != head_precision:
+        raise EngineError(f"the recipe promises an {head_precision} head, but it is {facts.head.dtype} in the graph")
+
+
+def prove(facts: NetworkFacts, record: str, profiles: int) -> LayerSummary:
+    """The layer record, counted. Raises EngineError when a quantized linear has no kernel of its precision."""
+    kernels = read_record(record)
+    if not kernels:
+        raise EngineError("TensorRT wrote no layer record, so the precision of its kernels cannot be proved")
+    found = {n: len(gemms(kernels, n)) for n in facts.linears}
+    lost = [n for n, count in found.items() if n.dtype in QUANTIZED and count < profiles]
+    if lost:
+        raise EngineError(
+            f"{len(lost)} of {sum(n.dtype in QUANTIZED for n in found)} quantized linears did not become "
+            f"{lost[0].dtype} kernels: TensorRT widens their weights first, and the engine would be slow and large "
+            f"without saying so. The first is {lost[0].node}. A weight's scale must be in the activation's dtype, "
+            "symmetric, without a Cast behind it (docs/tensorrt.md)."
+        )
+    counted: Counter[str] = Counter()
+    for n, count in found.items():
+        counted[n.dtype] += count
+    return LayerSummary(
+        linears=dict(sorted(Counter(n.dtype for n in found).items())),
+        gemms=dict(sorted(counted.items())),
+        attentions=facts.attentions,
+        fused_attention=fused_attention(kernels),
+        kernels=len(kernels),
+    )
+
+
+def _set_targets(trt: Any, config: Any, request: BuildRequest) -> None:
+    # full TensorRT builds for the GPU of this machine and nothing else
+    if request.flavour == "tensorrt":
+        return
+    capabilities = [target(name).compute_capability or (0, 0) for name in request.targets]
+    config.num_compute_capabilities = len(capabilities)
+    for i, (major, minor) in enumerate(capabilities):
+        config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{major}{minor}"), i)
+
+
+def _dotted(name: str) -> str:
+    return ".".join(str(n) for n in target(name).compute_capability or ())
+
+
+def _add_profile(
+    builder: Any, config: Any, facts: NetworkFacts, name: str, dimensions: dict[str, tuple[int, int, int]]
+) -> ProfileEntry:
+    wanted = Profile(name, {key: Range(*sizes) for key, sizes in dimensions.items()})
+    profile = builder.create_optimization_profile()
+    ranges: dict[str, ShapeRange] = {}
+    for entry in facts.inputs:
+        smallest, best, largest = wanted.shapes(entry.name, entry.shape)
+        profile.set_shape(entry.name, smallest, best, largest)
+        ranges[entry.name] = ShapeRange(min=smallest, opt=best, max=largest)
+    if config.add_optimization_profile(profile) < 0:
+        raise EngineError(f"TensorRT refuses the optimization profile {name!r}")
+    return ProfileEntry(name=name, inputs=ranges)
+
+
+class _Written:
+    """`error`: why a write failed; an exception must not travel through TensorRT."""
+
+    def __init__(self) -> None:
+        self.digest = hashlib.sha256()
+        self.size = 0
+        self.error: OSError | None = None
+
+
+def _make_writer(trt: Any, plan: BufferedWriter) -> tuple[Any, _Written]:
+    written = _Written()
+
+    class PlanWriter(trt.IStreamWriter):  # type: ignore[misc] # trt is chosen at run time
+        def __init__(self) -> None:
+            trt.IStreamWriter.__init__(self)
+
+        def write(self, data: bytes) -> int:
+            try:
+                plan.write(data)
+                plan.flush()
+            except OSError as error:
+                written.error = written.error or error
+                return 0
+            written.digest.update(data)
+            written.size += len(data)
+            return len(data)
+
+    return PlanWriter(), written
+
+
+def _make_monitor(trt: Any, report: Report) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc] # trt is chosen at run time
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.steps: dict[str, int] = {}
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            # deeper phases number in the hundreds and last microseconds
+            if parent is None or parent.startswith("Building engine"):
+                self.steps[phase] = steps
+                report(phase, 0, steps)
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            if phase in self.steps:
+                report(phase, min(step + 1, self.steps[phase]), self.steps[phase])
+            return True
+
+        def phase_finish(self, phase: str) -> None:
+            steps = self.steps.pop(phase, 0)
+            if steps:
+                report(phase, steps, steps)
+
+    return Monitor()

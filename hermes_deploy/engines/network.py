@@ -1,0 +1,108 @@
+"""What a parsed network really does: consumed inputs, linears, caches updated in place.
+
+Takes TensorRT's INetworkDefinition, gives plain values. Walking the network instead of trusting the
+parser's return code is the point: the parser ignores inputs with a warning, or without one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from hermes_deploy.engines.layers import Linear
+from hermes_deploy.engines.sidecar import TensorEntry
+
+_DTYPES = {"HALF": "fp16", "FLOAT": "fp32", "BF16": "bf16"}
+_PASSES_WEIGHTS = ("SHUFFLE", "CAST", "IDENTITY")
+
+
+@dataclass(frozen=True)
+class NetworkFacts:
+    """`head`: the linear that makes the logits. `aliases`: output -> cache input updated in place."""
+
+    inputs: tuple[TensorEntry, ...]
+    outputs: tuple[TensorEntry, ...]
+    unconsumed: tuple[str, ...]
+    linears: tuple[Linear, ...]
+    head: Linear | None
+    attentions: int
+    aliases: dict[str, str]
+
+
+def read_network(network: Any, logits: str = "logits") -> NetworkFacts:
+    """Facts of a network that was parsed without error. `logits` names the output of the head."""
+    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    made_by = {
+        layer.get_output(j).name: layer for layer in layers for j in range(layer.num_outputs) if layer.get_output(j)
+    }
+    inputs = tuple(_entry(network.get_input(i)) for i in range(network.num_inputs))
+    outputs = tuple(_entry(network.get_output(i)) for i in range(network.num_outputs))
+    linears = {layer.name: linear for layer in layers if (linear := _linear(layer, made_by))}
+    used = _reached([o.name for o in outputs], made_by)
+    return NetworkFacts(
+        inputs,
+        outputs,
+        tuple(i.name for i in inputs if i.name not in used),
+        tuple(linears.values()),
+        _head(logits, made_by, linears),
+        sum(layer.type.name == "ATTENTION_INPUT" for layer in layers),
+        {layer.get_output(0).name: layer.get_input(0).name for layer in layers if layer.type.name == "KV_CACHE_UPDATE"},
+    )
+
+
+def _operands(layer: Any) -> list[str]:
+    found = (layer.get_input(i) for i in range(layer.num_inputs))
+    return [tensor.name for tensor in found if tensor is not None]
+
+
+def _reached(names: list[str], made_by: dict[str, Any]) -> set[str]:
+    """Every tensor that the tensors of those names depend on."""
+    seen: set[str] = set()
+    todo = list(names)
+    while todo:
+        name = todo.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        if name in made_by:
+            todo += _operands(made_by[name])
+    return seen
+
+
+def _linear(layer: Any, made_by: dict[str, Any]) -> Linear | None:
+    """The weights of a matrix product with a constant, or None for one of two activations."""
+    if layer.type.name != "MATRIX_MULTIPLY":
+        return None
+    for operand in _operands(layer):
+        constant = _constant_behind(operand, made_by)
+        if constant is not None:
+            tensor = constant.get_output(0)
+            return Linear(layer.metadata, _dtype(tensor), math.prod(tensor.shape))
+    return None
+
+
+def _constant_behind(name: str, made_by: dict[str, Any]) -> Any | None:
+    """The constant that only shape changes, casts and one dequantization stand in front of."""
+    layer = made_by.get(name)
+    while layer is not None and layer.type.name in (*_PASSES_WEIGHTS, "DEQUANTIZE"):
+        layer = made_by.get(layer.get_input(0).name)
+    return layer if layer is not None and layer.type.name == "CONSTANT" else None
+
+
+def _head(logits: str, made_by: dict[str, Any], linears: dict[str, Linear]) -> Linear | None:
+    layer = made_by.get(logits)
+    while layer is not None and layer.name not in linears:
+        first = _operands(layer)
+        layer = made_by.get(first[0]) if first else None
+    return linears[layer.name] if layer is not None else None
+
+
+def _entry(tensor: Any) -> TensorEntry:
+    shape = [size if size >= 0 else tensor.get_dimension_name(i) or "?" for i, size in enumerate(tensor.shape)]
+    return TensorEntry(name=tensor.name, dtype=_dtype(tensor), shape=shape)
+
+
+def _dtype(tensor: Any) -> str:
+    name: str = tensor.dtype.name
+    return _DTYPES.get(name, name.lower())

@@ -1,0 +1,47 @@
+"""What the build process is asked, and what it answers: JSON lines over a pipe.
+
+The parent writes one `BuildRequest`; the child writes progress lines, then one `failed` or `done`.
+Standard library and pydantic only.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from hermes_deploy.engines.sidecar import EngineSidecar
+from hermes_deploy.targets import Flavour, Precision
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ProfileRequest(_Frozen):
+    """`dimensions`: symbolic dimension -> (min, opt, max)."""
+
+    name: str
+    dimensions: dict[str, tuple[int, int, int]]
+
+
+class BuildRequest(_Frozen):
+    """`parent`: process id that must be alive; the build dies with it."""
+
+    parent: int
+    onnx: str
+    folder: str
+    flavour: Flavour
+    targets: list[str]
+    precision: Precision
+    head_precision: str
+    profiles: list[ProfileRequest]
+
+
+class Answer(_Frozen):
+    kind: Literal["progress", "failed", "done"]
+    phase: str = ""
+    step: int = 0
+    steps: int = 0
+    message: str = ""
+    sidecar: EngineSidecar | None = None
