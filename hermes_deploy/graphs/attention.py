@@ -65,7 +65,9 @@ def attention(b: GraphBuilder, x: ir.Value, layer: int, shared: Steps) -> ir.Val
             (f"{source}.v_proj.weight", kv_size),
         ],
     )
-    shape: list[int | str] = ["batch", config.kv_heads, b.spec.max_context, config.head_dim]
+    # ONNX Runtime takes a shorter cache than the graph was built for; TensorRT wants the length fixed
+    length = b.spec.max_context if b.portable else "context"
+    shape: list[int | str] = ["batch", config.kv_heads, length, config.head_dim]
     past_key = b.input(f"past_key_{layer}", b.dtype, shape)
     past_value = b.input(f"past_value_{layer}", b.dtype, shape)
     if isinstance(shared, PortableSteps):

@@ -85,7 +85,7 @@ class GraphBuilder:
             raise ValueError("an initializer needs a name")
         if name not in self.initializers:
             self.initializers[name] = ir.Value(
-                name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor
+                name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()), const_value=tensor
             )
         return self.initializers[name]
 

@@ -7,7 +7,8 @@ Inputs, by dialect (B = batch rows, S = tokens a row, R = rows of logits wanted,
 
     both      input_ids         int64 [B, S]
               logits_positions  int64 [B, R]   which of the S tokens get logits, 0 <= p < S
-              past_key_{i}, past_value_{i}     activation dtype [B, kv_heads, M, head_dim]
+              past_key_{i}, past_value_{i}     activation dtype [B, kv_heads, M, head_dim];
+                                               with ort any length up to M
     portable  position_ids      int64 [B, S]   each in 0..M-1, padding too
               write_indices     int64 [B]      first cache position to write; write_indices + S <= M
     ort       seqlens_k         int32 [B]      tokens in the row after this step, minus one
