@@ -7,7 +7,7 @@ RecipeError that names it. Knows nothing of checkpoints or engines.
 from __future__ import annotations
 
 from importlib import resources
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -85,10 +85,19 @@ def parse_recipe(text: str, where: str) -> Recipe:
         raise RecipeError(f"recipe {where}: not valid YAML: {error}") from None
     if not isinstance(data, dict):
         raise RecipeError(f"recipe {where}: expected a mapping, found {type(data).__name__}")
+    return _validated(data, f"recipe {where}")
+
+
+def override(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
+    """`recipe` with some keys replaced, validated again. Raises RecipeError for a value out of range."""
+    return _validated({**recipe.model_dump(), **changes}, f"recipe {recipe.name}, as asked")
+
+
+def _validated(data: dict[str, Any], where: str) -> Recipe:
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors(include_url=False)
         )
-        raise RecipeError(f"recipe {where}: {problems}. Keys are: {', '.join(Recipe.model_fields)}.") from None
+        raise RecipeError(f"{where}: {problems}. Keys are: {', '.join(Recipe.model_fields)}.") from None
