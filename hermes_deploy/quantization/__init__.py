@@ -1,0 +1,29 @@
+"""INT4 (round to nearest, blocks along K) and FP8 E4M3: passes over graphs with lazy weights.
+
+    ranges = calibrate(config, tensors, sequences)          # fp8 only
+    report = quantize(model, recipe, target, ranges)        # rewrites the graph, reads no weight
+    graphs.save_model(model, path)                          # here the weights are quantized
+
+`check_recipe` refuses a recipe that a target cannot take before any work.
+
+"""
+
+from hermes_deploy.quantization.calibration import ActivationRanges, Chat, calibrate, calibration_chats
+from hermes_deploy.quantization.linears import Linear, choose_block_size, find_linears
+from hermes_deploy.quantization.quantize import QuantizationReport, check_recipe, quantize
+from hermes_deploy.quantization.reference import head_weight, hidden_states
+
+__all__ = [
+    "ActivationRanges",
+    "Chat",
+    "Linear",
+    "QuantizationReport",
+    "calibrate",
+    "calibration_chats",
+    "check_recipe",
+    "choose_block_size",
+    "find_linears",
+    "head_weight",
+    "hidden_states",
+    "quantize",
+]

@@ -1,0 +1,208 @@
+"""Round to nearest in blocks along K: a float matrix [K, N] in, integer codes and scales out.
+
+Every block of `block_size` consecutive rows of one column shares a scale (and a zero point where
+the form has one). The scale is chosen from a short list of clippings by squared error and then
+refitted by least squares to the codes it gave; no randomness, so equal input gives equal bytes.
+What comes out is what ONNX `DequantizeLinear(axis=0, block_size=...)` takes: two 4-bit codes to a
+byte, low nibble first, row-major. Knows no graph.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hermes_deploy.errors import QuantizationError
+
+Float = npt.NDArray[np.float32]
+
+_TILE = 1 << 16
+"""Elements that one step works on: small enough that its temporaries stay in the core's cache."""
+
+_SYMMETRIC_DIVISORS = (7.0, 8.0)
+"""Candidates for scale = max|w| / divisor; above 7 the largest positive weight is clipped."""
+
+_ASYMMETRIC_SHRINKS = (1.0, 0.93)
+"""Candidates for the share of the range [min, max] that the 16 levels span."""
+
+
+@dataclass(frozen=True)
+class BlockForm:
+    """How codes are stored. `bits` 4 or 8 (8 is symmetric); `scale_dtype` float16 or float32.
+
+    Symmetric: signed codes, value = code * scale. Asymmetric: unsigned codes with a zero point of
+    the same type, value = (code - zero_point) * scale. Scales are always positive.
+    """
+
+    bits: int
+    symmetric: bool
+    block_size: int
+    scale_dtype: np.dtype[Any]
+
+
+@dataclass(frozen=True)
+class BlockQuantized:
+    """`codes` for [K, N] and `zero_points` for [K / block, N] are bytes as ONNX stores them
+    (uint8 arrays, two codes to a byte when bits = 4); `scales` is [K / block, N]."""
+
+    codes: npt.NDArray[np.uint8]
+    scales: npt.NDArray[Any]
+    zero_points: npt.NDArray[np.uint8] | None
+
+
+def quantize_blocks(weight: npt.NDArray[Any], form: BlockForm, name: str = "weight") -> BlockQuantized:
+    """Quantizes `weight` [K, N]. `name` is for the message.
+
+    Raises QuantizationError when block_size does not divide K or a weight is not finite.
+    """
+    rows, columns = weight.shape
+    block = form.block_size
+    if rows % block:
+        raise QuantizationError(f"{name}: {rows} rows cannot be cut into blocks of {block}")
+    if form.bits == 8 and not form.symmetric:
+        raise QuantizationError(f"{name}: 8-bit blocks are symmetric only")
+    codes = np.empty((rows, columns), dtype=np.uint8)
+    scales = np.empty((rows // block, columns), dtype=form.scale_dtype)
+    zeros = None if form.symmetric else np.empty((rows // block, columns), dtype=np.uint8)
+
+    width = max(1, min(columns, _TILE // block))
+    depth = max(1, _TILE // (block * width))
+
+    def one_slab(first: int) -> None:
+        for start in range(first, min(first + slab, rows // block), depth):
+            stop = min(start + depth, rows // block)
+            for left in range(0, columns, width):
+                right = min(left + width, columns)
+                tile = np.ascontiguousarray(weight[start * block : stop * block, left:right], dtype=np.float32)
+                tile = tile.reshape(stop - start, block, right - left)
+                code, scale, zero = _quantize_tile(tile, form, name)
+                codes[start * block : stop * block, left:right] = code.reshape(-1, right - left)
+                scales[start:stop, left:right] = scale
+                if zeros is not None:
+                    zeros[start:stop, left:right] = zero
+
+    workers = os.cpu_count() or 1
+    slab = max(depth, -(-rows // block // (4 * workers)))
+    with ThreadPoolExecutor(workers) as pool:  # numpy lets go of the GIL inside its loops
+        list(pool.map(one_slab, range(0, rows // block, slab)))
+    if form.bits == 4:
+        return BlockQuantized(pack_nibbles(codes), scales, None if zeros is None else pack_nibbles(zeros))
+    return BlockQuantized(codes.reshape(-1), scales, None)
+
+
+def dequantize_blocks(quantized: BlockQuantized, form: BlockForm, rows: int) -> Float:
+    """The float32 matrix [rows, N] that an engine computes with."""
+    blocks, columns = quantized.scales.shape
+    signed: npt.NDArray[Any]
+    if form.bits == 8:
+        signed = quantized.codes.view(np.int8).reshape(rows, columns)
+    else:
+        signed = unpack_nibbles(quantized.codes, rows * columns, signed=form.symmetric).reshape(rows, columns)
+    value = signed.astype(np.float32).reshape(blocks, rows // blocks, columns)
+    if quantized.zero_points is not None:
+        zeros = unpack_nibbles(quantized.zero_points, blocks * columns, signed=False)
+        value -= zeros.reshape(blocks, 1, columns)
+    value *= quantized.scales.astype(np.float32)[:, None]
+    return value.reshape(rows, columns)
+
+
+def pack_nibbles(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Bytes with two 4-bit codes each, low nibble first; only the low nibble of each code counts."""
+    flat = codes.reshape(-1) & np.uint8(0x0F)
+    if flat.size % 2:
+        flat = np.append(flat, np.uint8(0))
+    pairs = flat.view("<u2")
+    packed: npt.NDArray[np.uint8] = (pairs | (pairs >> 4)).astype(np.uint8)  # little end: first code is low
+    return packed
+
+
+def unpack_nibbles(packed: npt.NDArray[np.uint8], count: int, *, signed: bool) -> npt.NDArray[Any]:
+    """The first `count` codes as int8 (-8..7) or uint8 (0..15)."""
+    codes = np.empty(packed.size * 2, dtype=np.uint8)
+    codes[0::2] = packed & 0x0F
+    codes[1::2] = packed >> 4
+    codes = codes[:count]
+    return ((codes ^ 8).astype(np.int8) - np.int8(8)) if signed else codes
+
+
+def _quantize_tile(tile: Float, form: BlockForm, name: str) -> tuple[npt.NDArray[np.uint8], Float, Float | None]:
+    """[blocks, block_size, n] -> codes of that shape, scales and zero points [blocks, n]."""
+    high = tile.max(axis=1)
+    low = tile.min(axis=1)
+    if not (np.isfinite(high).all() and np.isfinite(low).all()):
+        raise QuantizationError(f"{name}: holds NaN or infinity; the checkpoint is damaged")
+    if form.bits == 8:
+        scale = _storable(np.maximum(high, -low) / 127.0, form)
+        return _round(tile, scale, None, -127, 127).astype(np.int8).view(np.uint8), scale, None
+    if form.symmetric:
+        largest = np.maximum(high, -low)
+        scale = _best([_storable(largest / d, form) for d in _SYMMETRIC_DIVISORS], None, tile, -8, 7)[0]
+        code = _round(tile, scale, None, -8, 7)
+        scale = _refit(tile, code, scale, form)
+        return code.astype(np.int8).view(np.uint8), scale, None
+    span = np.maximum(high, 0) - np.minimum(low, 0)
+    floor = np.minimum(low, 0)
+    choices = [_storable(span * (shrink / 15.0), form) for shrink in _ASYMMETRIC_SHRINKS]
+    points = [
+        np.clip(np.rint(-floor * shrink / s), 0, 15) for s, shrink in zip(choices, _ASYMMETRIC_SHRINKS, strict=True)
+    ]
+    scale, zero = _best(choices, points, tile, 0, 15)
+    assert zero is not None
+    code = _round(tile, scale, zero, 0, 15)
+    scale = _refit(tile, code - zero[:, None], scale, form)
+    return code.astype(np.uint8), scale, zero
+
+
+def _storable(scale: Float, form: BlockForm) -> Float:
+    """The scale as the engine will read it: rounded to its dtype, positive; 1 where all is zero."""
+    kept = scale.astype(form.scale_dtype)
+    tiny = max(float(np.finfo(kept.dtype).smallest_subnormal), float(np.finfo(np.float32).tiny))
+    kept = np.where(scale > 0, np.maximum(kept, kept.dtype.type(tiny)), kept.dtype.type(1))
+    return kept.astype(np.float32)
+
+
+def _round(tile: Float, scale: Float, zero: Float | None, low: int, high: int) -> Float:
+    code = tile * (np.float32(1) / scale)[:, None]
+    np.rint(code, out=code)
+    if zero is not None:
+        code += zero[:, None]
+    np.maximum(code, low, out=code)
+    np.minimum(code, high, out=code)
+    return code
+
+
+def _best(
+    scales: list[Float], zeros: list[Float] | None, tile: Float, low: int, high: int
+) -> tuple[Float, Float | None]:
+    """Of several scales (with their zero points) the one with the least squared error, block by block."""
+    best_error = best_scale = best_zero = None
+    for index, scale in enumerate(scales):
+        zero = None if zeros is None else zeros[index]
+        value = _round(tile, scale, zero, low, high)
+        if zero is not None:
+            value -= zero[:, None]
+        value *= scale[:, None]
+        value -= tile
+        error = np.einsum("kbn,kbn->kn", value, value)
+        if best_error is None or best_scale is None:
+            best_error, best_scale, best_zero = error, scale, zero
+            continue
+        better = error < best_error
+        best_error = np.where(better, error, best_error)
+        best_scale = np.where(better, scale, best_scale)
+        best_zero = None if zero is None or best_zero is None else np.where(better, zero, best_zero)
+    assert best_scale is not None
+    return best_scale, best_zero
+
+
+def _refit(tile: Float, steps: Float, scale: Float, form: BlockForm) -> Float:
+    """The scale that brings `steps` nearest to the weights, codes unchanged (least squares)."""
+    along = np.einsum("kbn,kbn->kn", tile, steps)
+    power = np.einsum("kbn,kbn->kn", steps, steps)
+    usable = (along > 0) & (power > 0)
+    return np.where(usable, _storable(np.divide(along, power, out=scale.copy(), where=usable), form), scale)
