@@ -14,6 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hermes_deploy.checkpoints.tokenizer_files import TokenizerFiles
+
+__all__ = ["Checkpoint", "DecoderConfig", "LazyTensor", "TokenizerFiles"]
+
 
 @dataclass(frozen=True)
 class DecoderConfig:
@@ -52,21 +56,6 @@ class LazyTensor:
 
     def float32(self) -> npt.NDArray[np.float32]:
         return np.ascontiguousarray(self.load(), dtype=np.float32)
-
-
-@dataclass(frozen=True)
-class TokenizerFiles:
-    """Everything that serving needs to turn chats into ids and back, as file contents.
-
-    `tokenizer_json`: a Hugging Face `tokenizers` file. `chat_template`: Jinja source.
-    `bos_token` / `eos_token`: texts as the template sees them; None where there is none.
-    """
-
-    tokenizer_json: bytes
-    chat_template: str
-    bos_token: str | None
-    eos_token: str | None
-    stop_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
