@@ -1,0 +1,215 @@
+"""`Client`: one connection to a served model. Threads may share it; every call is a stream of its own."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import grpc
+
+from hermes_deploy.client.errors import CallFacts, ClientError, DeadlineExceeded, InvalidRequest
+from hermes_deploy.client.records import (
+    MODEL_OF_DOOR,
+    Answer,
+    Door,
+    Prompt,
+    Sampling,
+    chat_messages,
+    check_door,
+    check_text,
+    check_timeout,
+)
+from hermes_deploy.client.stream import Stream, rpc_error
+from hermes_deploy.client.wire import chat_request
+from hermes_deploy.protocol import methods
+
+MAX_MESSAGE_BYTES = 16 * 2**20
+
+_OPTIONS = (
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # Triton refuses clients that ping more often than every five minutes
+    ("grpc.keepalive_time_ms", 310_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    # a client that outlives a restart of its server finds the new one within two seconds
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+)
+# makes Triton end a stream that fails with a real status code instead of a bare message
+_METADATA = (("triton_grpc_error", "true"),)
+
+
+@dataclass(frozen=True)
+class Health:
+    """`models` says of each door's model whether it is loaded; `ready` is the server's own word for all."""
+
+    live: bool
+    ready: bool
+    models: dict[str, bool]
+    server: str
+
+
+class Client:
+    """A connection to Triton's gRPC port.
+
+    with Client("localhost:8001") as client:
+        print(client.ask("What is the capital of France?").text)
+
+    url: HOST:PORT (the gRPC port). credentials: from `grpc.ssl_channel_credentials`, None for plain text.
+    Nothing is opened until the first call. Every error is a `hermes_deploy.client.ClientError`.
+    """
+
+    def __init__(self, url: str = "localhost:8001", *, credentials: grpc.ChannelCredentials | None = None) -> None:
+        self.url = _checked_url(url)
+        self._closed = False
+        self._channel = (
+            grpc.insecure_channel(url, _OPTIONS)
+            if credentials is None
+            else grpc.secure_channel(url, credentials, _OPTIONS)
+        )
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends every stream of this client and the connection."""
+        self._closed = True
+        self._channel.close()
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        system: str | None = None,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        door: Door = "chat",
+        timeout: float | None = None,
+        request_id: str | None = None,
+    ) -> Stream:
+        """Start an answer; read it piece by piece, inside a `with` block.
+
+        prompt: a text, or messages (`Message`, or mappings with role and content). timeout: seconds for the
+        whole answer. door: "chat" is the engine's own door; "ensemble" goes through Triton's pipeline, where
+        a cancelled request keeps running on the server. The rest: see `Sampling`.
+        """
+        messages = chat_messages(prompt, system)
+        sampling = Sampling(max_tokens, temperature, top_p, top_k, seed, stop)  # type: ignore[arg-type]  # made a tuple
+        call = self._facts(check_door(door), request_id)
+        timeout_s = check_timeout(timeout)
+        request = chat_request(call.model, call.request_id, messages, sampling)
+        if request.ByteSize() > MAX_MESSAGE_BYTES:
+            raise InvalidRequest(
+                f"the request has {request.ByteSize():,} bytes; at most {MAX_MESSAGE_BYTES:,} can be sent", call=call
+            )
+        self._check_open()
+        method = methods.STREAM_INFER
+        open_stream = self._channel.stream_stream(method.path, method.serialize_request, method.parse_response)
+        return Stream(lambda: open_stream(iter((request,)), timeout=timeout_s, metadata=_METADATA), call, timeout_s)
+
+    def ask(
+        self,
+        prompt: Prompt,
+        *,
+        system: str | None = None,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        door: Door = "chat",
+        timeout: float | None = None,
+        request_id: str | None = None,
+    ) -> Answer:
+        """The whole answer at once; arguments as for `stream`."""
+        with self.stream(
+            prompt,
+            system=system,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=seed,
+            stop=stop,
+            door=door,
+            timeout=timeout,
+            request_id=request_id,
+        ) as stream:
+            return stream.result()
+
+    def health(self, *, timeout: float = 5.0) -> Health:
+        """What the server says of itself; it says so even when a model's process is dead. Only an answer proves more."""
+        live = bool(self._call(methods.SERVER_LIVE, timeout).live)
+        ready = bool(self._call(methods.SERVER_READY, timeout).ready)
+        about = self._call(methods.SERVER_METADATA, timeout)
+        models = {
+            model: bool(self._call(methods.MODEL_READY, timeout, name=model).ready) for model in MODEL_OF_DOOR.values()
+        }
+        return Health(live, ready, models, f"{about.name} {about.version}")
+
+    def ready(self, door: Door = "chat", *, timeout: float = 5.0) -> bool:
+        """Does a server answer, and has it loaded this door's model? False also when nothing answers."""
+        model = MODEL_OF_DOOR[check_door(door)]
+        try:
+            return bool(self._call(methods.MODEL_READY, timeout, name=model).ready)
+        except InvalidRequest:
+            raise
+        except ClientError:
+            return False
+
+    def wait_until_ready(self, door: Door = "chat", *, timeout: float = 60.0) -> None:
+        """Returns as soon as `ready(door)`; DeadlineExceeded after `timeout` seconds."""
+        end = time.monotonic() + timeout
+        while not self.ready(door, timeout=max(0.1, min(1.0, end - time.monotonic()))):
+            if time.monotonic() > end:
+                raise DeadlineExceeded(
+                    f"{self.url} was not ready within {timeout:g} s. Look at the log of `hermes-deploy serve`",
+                    call=self._facts(door, None),
+                    code="DEADLINE_EXCEEDED",
+                )
+            time.sleep(0.05)
+
+    def _call(self, method: methods.Method, timeout: float, **fields: Any) -> Any:
+        self._check_open()
+        invoke = self._channel.unary_unary(method.path, method.serialize_request, method.parse_response)
+        try:
+            return invoke(method.request(**fields), timeout=check_timeout(timeout))
+        except grpc.RpcError as error:
+            facts = CallFacts(self.url, model=str(fields.get("name", "")))
+            raise rpc_error(error, facts, timeout_s=timeout) from error
+
+    def _facts(self, door: str, request_id: str | None) -> CallFacts:
+        if request_id is not None:
+            check_text("the request id", request_id)
+        return CallFacts(self.url, door, MODEL_OF_DOOR[door], request_id or uuid.uuid4().hex)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise InvalidRequest("this Client is closed; make a new one", call=CallFacts(self.url))
+
+
+def _checked_url(url: str) -> str:
+    check_text("the address", url)
+    if "://" in url:
+        raise InvalidRequest(f"the address is {url!r}; give it as HOST:PORT, without {url.split('://')[0]}://")
+    if url.startswith("unix:"):
+        return url
+    host, colon, port = url.rpartition(":")
+    if not colon or not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise InvalidRequest(f"the address is {url!r}; give it as HOST:PORT with the gRPC port, usually 8001")
+    return url

@@ -1,0 +1,138 @@
+"""Requests to protobuf and responses from it, by the tensor table. Pure; no numpy.
+
+Raw tensors are little-endian; a BYTES tensor is a run of 4-byte lengths, each followed by its bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hermes_deploy.client.errors import CallFacts, ProtocolMismatch
+from hermes_deploy.client.records import Message, Sampling, Usage, messages_json
+from hermes_deploy.protocol import tensors
+from hermes_deploy.protocol.grpc_service_pb2 import ModelInferRequest, ModelInferResponse
+from hermes_deploy.protocol.tensors import Tensor
+
+FINAL_FLAG = "triton_final_response"
+
+_FORMATS = {"INT32": "i", "INT64": "q", "UINT64": "Q", "FP32": "f"}
+_CONTENTS = {
+    "BYTES": "bytes_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+}
+
+
+@dataclass(frozen=True)
+class Received:
+    """One data response, decoded. `finish_reason` and `error_code` are "" until they come."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str
+    error_code: str
+    error_message: str
+    usage: Usage
+
+
+def chat_request(model: str, request_id: str, messages: Sequence[Message], sampling: Sampling) -> ModelInferRequest:
+    request = ModelInferRequest(model_name=model, id=request_id)
+    values: dict[str, Sequence[Any]] = {tensors.MESSAGES.name: [messages_json(messages)]}
+    for tensor in tensors.SAMPLING:
+        value = getattr(sampling, tensor.name)
+        if tensor.name == "stop":
+            value = [text.encode() for text in value] or None
+        elif value is not None:
+            value = [value]
+        if value is not None:
+            values[tensor.name] = value
+    for tensor in (tensors.MESSAGES, *tensors.SAMPLING):
+        if tensor.name in values:
+            request.inputs.add(name=tensor.name, datatype=tensor.dtype, shape=[len(values[tensor.name])])
+            request.raw_input_contents.append(encode(tensor, values[tensor.name]))
+    return request
+
+
+def encode(tensor: Tensor, values: Sequence[Any]) -> bytes:
+    if tensor.dtype == "BYTES":
+        return b"".join(struct.pack("<I", len(value)) + value for value in values)
+    return struct.pack(f"<{len(values)}{_FORMATS[tensor.dtype]}", *values)
+
+
+def decode(dtype: str, data: bytes) -> list[Any]:
+    """The elements of a raw tensor. ValueError when the bytes are not a whole number of them."""
+    if dtype != "BYTES":
+        size = struct.calcsize("<" + _FORMATS[dtype])
+        if len(data) % size:
+            raise ValueError(f"{len(data)} bytes are not a whole number of {dtype}")
+        return list(struct.unpack(f"<{len(data) // size}{_FORMATS[dtype]}", data))
+    values, at = [], 0
+    while at < len(data):
+        if at + 4 > len(data):
+            raise ValueError("a length is cut off")
+        (size,) = struct.unpack_from("<I", data, at)
+        if at + 4 + size > len(data):
+            raise ValueError(f"an element of {size} bytes is cut off")
+        values.append(data[at + 4 : at + 4 + size])
+        at += 4 + size
+    return values
+
+
+def is_final(response: ModelInferResponse) -> bool:
+    return FINAL_FLAG in response.parameters and response.parameters[FINAL_FLAG].bool_param
+
+
+def read_piece(response: ModelInferResponse, call: CallFacts) -> Received:
+    """Decode one data response; outputs that the table does not know are left alone."""
+    found: dict[str, list[Any]] = {}
+    known = {tensor.name: tensor for tensor in tensors.PIECE}
+    raw = response.raw_output_contents
+    if raw and len(raw) != len(response.outputs):
+        raise _mismatch(call, f"{len(response.outputs)} outputs came with {len(raw)} contents")
+    for i, output in enumerate(response.outputs):
+        tensor = known.get(output.name)
+        if tensor is None:
+            continue
+        if output.datatype != tensor.dtype:
+            raise _mismatch(call, f"output {output.name!r} is {output.datatype}, and {tensor.dtype} was expected")
+        try:
+            found[output.name] = (
+                decode(tensor.dtype, raw[i]) if raw else list(getattr(output.contents, _CONTENTS[tensor.dtype]))
+            )
+        except ValueError as error:
+            raise _mismatch(call, f"output {output.name!r} cannot be read: {error}") from error
+    missing = [name for name in known if name not in found]
+    if missing:
+        raise _mismatch(call, f"the answer has no output {', '.join(missing)}")
+    for tensor in tensors.PIECE:
+        if tensor.dims == (1,) and len(found[tensor.name]) != 1:
+            raise _mismatch(call, f"output {tensor.name!r} has {len(found[tensor.name])} elements instead of 1")
+
+    def text_of(tensor: Tensor) -> str:
+        try:
+            text: str = found[tensor.name][0].decode()
+        except UnicodeDecodeError as error:
+            raise _mismatch(call, f"output {tensor.name!r} is not UTF-8: {error}") from error
+        return text
+
+    return Received(
+        text=text_of(tensors.TEXT),
+        token_ids=tuple(found[tensors.TOKEN_IDS.name]),
+        finish_reason=text_of(tensors.FINISH_REASON),
+        error_code=text_of(tensors.ERROR_CODE),
+        error_message=text_of(tensors.ERROR_MESSAGE),
+        usage=Usage(found[tensors.PROMPT_TOKENS.name][0], found[tensors.COMPLETION_TOKENS.name][0]),
+    )
+
+
+def _mismatch(call: CallFacts, what: str) -> ProtocolMismatch:
+    return ProtocolMismatch(
+        f"the model {call.model!r} at {call.url} does not answer as this client expects: {what}. "
+        "Is it served from an artifact of `hermes-deploy build`, of the same version as this client?",
+        call=call,
+    )
