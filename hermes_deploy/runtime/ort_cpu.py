@@ -124,9 +124,9 @@ class OrtCpuSession:
         self, slots: Sequence[int], tokens: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float32]:
         """See `Session.decode`. Fastest when `slots` are neighbours: rows between them are computed too."""
-        self._check(slots, tokens, positions)
         if len(set(slots)) != len(slots) or not len(slots) == len(tokens) == len(positions):
             raise RequestError(f"decode needs one token and one position for each of different slots, got {slots}.")
+        self._check(slots, tokens, positions)
         place = {slot: i for i, slot in enumerate(slots)}
         logits = np.empty((len(slots), self.vocab_size), dtype=np.float32)
         for rows in row_ranges(slots):
