@@ -109,11 +109,11 @@ def generation_defaults(data: Mapping[str, Any], where: str) -> dict[str, float]
     return result
 
 
-def token_ids(value: object, where: str) -> list[int]:
+def token_ids(value: Any, where: str) -> list[int]:
     """eos_token_id of a configuration: a number, a list of numbers, or nothing."""
     if value is None:
         return []
-    ids = value if isinstance(value, list) else [value]
+    ids: list[int] = value if isinstance(value, list) else [value]
     if not all(type(i) is int for i in ids):
         raise CheckpointError(f"{where}: eos_token_id is {value!r}; expected a token id or a list of them")
     return ids

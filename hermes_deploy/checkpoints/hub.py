@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import httpx
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -62,7 +61,7 @@ def open_hub(repo: str, *, revision: str | None, cache_dir: Path | None) -> Chec
         ) from None
     except HFValidationError as error:
         raise CheckpointError(f"{repo!r} is not a hub id: {error}") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(
             f"{at} could not be fetched and is not whole in the cache: {reason} "

@@ -24,7 +24,7 @@ def license_id(word: str) -> str:
 def license_of_readme(readme: str) -> str:
     """The licence that a model card's YAML front matter names; "unknown" when it says nothing."""
     front = _FRONT_MATTER.match(readme)
-    found = dict(_FIELD.findall(front.group(1))) if front else {}
+    found: dict[str, str] = dict(_FIELD.findall(front.group(1))) if front else {}
     word = found.get("license", "unknown")
     # "other" stands for a licence that is named in the next field.
     return license_id(found.get("license_name", word) if word.strip() == "other" else word)
