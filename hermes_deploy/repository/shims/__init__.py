@@ -1,0 +1,1 @@
+"""model.py of each Triton model, by model name. `assemble` copies them; only Triton imports them."""

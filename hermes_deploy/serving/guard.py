@@ -1,0 +1,134 @@
+"""Stands between serve and tritonserver, so that nothing outlives serve however it ends.
+
+Run as a script in a session of its own; standard library only, it starts in milliseconds:
+
+    guard.py LIFELINE_FD RUN_FOLDER SHM_PREFIX EXIT_SECONDS -- tritonserver ...
+
+LIFELINE_FD is the read end of a pipe whose write end serve holds. End of file there (serve stopped
+or was killed) or SIGTERM stops the server: SIGTERM, after EXIT_SECONDS SIGKILL. A byte on it says
+that the server is ready: from then on the death of a model process, after which Triton stays
+"ready" and its callers hang, ends the server too. Whatever is left of the process group is killed,
+the run folder and shared memory removed. Exit status: the server's, 128 + signal, or MODEL_DIED.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+MODEL_DIED = 70
+_STUB = b"triton_python_backend_stub"
+_PR_SET_PDEATHSIG = 1
+_POLL_SECONDS = 0.25
+
+
+def main(arguments: list[str]) -> int:
+    lifeline, run_folder, shm_prefix, exit_seconds, separator, *command = arguments
+    assert separator == "--", "see the docstring"
+    stopping = False
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal stopping
+        stopping = True
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, stop)
+    libc = ctypes.CDLL(None)
+    server = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        # should this process be killed itself; it has one thread, so fork is safe
+        preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
+    )
+    try:
+        died = _watch(server, int(lifeline), lambda: stopping)
+        status = _end(server, float(exit_seconds))
+    finally:
+        for pid in _group():
+            _kill(pid)
+        shutil.rmtree(run_folder, ignore_errors=True)
+        for segment in Path("/dev/shm").glob(f"{shm_prefix}*"):
+            segment.unlink(missing_ok=True)
+    if died:
+        return MODEL_DIED
+    return 128 - status if status < 0 else status
+
+
+def _watch(server: subprocess.Popen[bytes], lifeline: int, stopping: Callable[[], bool]) -> bool:
+    """Returns when the server ended or has to; True when a model process died."""
+    models: set[int] = set()
+    while server.poll() is None and not stopping():
+        readable, _, _ = select.select([lifeline], [], [], _POLL_SECONDS)
+        if readable:
+            if not os.read(lifeline, 1):
+                return False
+            models = {pid for pid in _group() if _STUB in _read(pid, "cmdline")}
+        dead = [pid for pid in models if not _alive(pid)]
+        if dead:
+            print(f"guard: model process {dead[0]} died; Triton does not restart it. Stopping.", flush=True)
+            server.kill()
+            return True
+    return False
+
+
+def _end(server: subprocess.Popen[bytes], seconds: float) -> int:
+    """Stops the server; its return code."""
+    if server.poll() is None:
+        server.terminate()
+        try:
+            return server.wait(seconds)
+        except subprocess.TimeoutExpired:
+            print(f"guard: tritonserver did not stop within {seconds:g} s; killing it", flush=True)
+            server.kill()
+    return server.wait()
+
+
+def _group() -> list[int]:
+    """Live processes of this session, without this one."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            fields = _fields(int(entry.name))
+            if fields and fields[3] == str(os.getpid()) and fields[0] != "Z":
+                found.append(int(entry.name))
+    return found
+
+
+def _alive(pid: int) -> bool:
+    fields = _fields(pid)
+    return bool(fields) and fields[0] != "Z"
+
+
+def _fields(pid: int) -> list[str]:
+    """state, ppid, pgrp, session, … of /proc/PID/stat; empty when there is no such process."""
+    return _read(pid, "stat").rpartition(b")")[2].decode().split()
+
+
+def _read(pid: int, name: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except OSError:
+        return b""
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    deadline = time.monotonic() + 5
+    while _alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,129 @@
+"""How tritonserver is started: which one, on which folder, with which flags and environment.
+
+The server never runs on the artifact itself but on a run folder: links to the artifact's version
+folders, and config.pbtxt copies that carry the chosen target and limits. So only our four models
+are loaded, and nothing is written into the artifact.
+"""
+
+from __future__ import annotations
+
+import ctypes.util
+import importlib.util
+import os
+import shutil
+import sys
+import sysconfig
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hermes_deploy.errors import ServeError
+from hermes_deploy.machine import tritonserver
+from hermes_deploy.protocol.tensors import ENGINE, MODELS
+from hermes_deploy.repository.triton_config import CONFIG, with_parameters
+from hermes_deploy.repository.triton_parameters import MAX_CONTEXT, MAX_SLOTS, TARGET
+from hermes_deploy.serving.preflight import Plan
+
+
+@dataclass(frozen=True)
+class Triton:
+    """`binary` and the folders that it needs; `environment` replaces or adds variables."""
+
+    binary: Path
+    backends: Path | None
+    caches: Path | None
+    environment: Mapping[str, str]
+
+
+def find_triton(run_folder: Path) -> Triton:
+    """The container's server, else the embedded one, whose backend folder is put together in `run_folder`."""
+    environment = {
+        # the stub takes the first python of PATH, and with it this environment's packages
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+    own = tritonserver()
+    if own is not None:
+        return Triton(own, None, None, environment)
+    package = importlib.util.find_spec("pytriton")
+    if package is None or not package.submodule_search_locations:
+        raise ServeError("no tritonserver; run: pip install 'hermes-deploy[serve]', or use NVIDIA's Triton container")
+    root = Path(package.submodule_search_locations[0])
+    embedded = root / "tritonserver"
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    backends = run_folder / "backends"
+    _link_backend(embedded, backends / "python", version)
+    libraries = [sysconfig.get_config_var("LIBDIR") or "", str(root.parent / "nvidia_pytriton.libs")]
+    _check_libpython(Path(libraries[0]), version)
+    inherited = os.environ.get("LD_LIBRARY_PATH")
+    environment["LD_LIBRARY_PATH"] = os.pathsep.join([*libraries, *([inherited] if inherited else [])])
+    return Triton(embedded / "bin" / "tritonserver", backends, embedded / "caches", environment)
+
+
+def write_models(plan: Plan, folder: Path) -> None:
+    """The model repository that the server loads: `folder`/MODEL/{config.pbtxt, 1 -> artifact}."""
+    for name in MODELS:
+        place = folder / name
+        place.mkdir(parents=True)
+        text = (plan.artifact / name / CONFIG).read_text(encoding="utf-8")
+        if name == ENGINE:
+            chosen = {MAX_CONTEXT: str(plan.max_context), MAX_SLOTS: str(plan.max_slots), TARGET: plan.target}
+            text = with_parameters(text, **chosen)
+        (place / CONFIG).write_text(text, encoding="utf-8")
+        (place / "1").symlink_to(plan.artifact / name / "1", target_is_directory=True)
+
+
+def command(triton: Triton, models: Path, host: str, ports: Mapping[str, int], shm_prefix: str) -> list[str]:
+    """The command line. `ports`: grpc, http and metrics."""
+    flags = [
+        f"--model-repository={models}",
+        "--model-control-mode=none",
+        "--strict-readiness=true",
+        "--exit-on-error=true",
+        # our configurations are complete; completing them would start every model twice
+        "--disable-auto-complete-config",
+        "--allow-gpu-metrics=false",
+        "--metrics-address=" + host,
+        f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
+        f"--backend-config=python,stub-timeout-seconds={STUB_TIMEOUT}",
+        "--exit-timeout-secs=8",
+    ]
+    for name, port in ports.items():
+        flags.append(f"--{name}-port={port}")
+        if name != "metrics":
+            flags.append(f"--{name}-address={host}")
+    if triton.backends is not None:
+        flags.append(f"--backend-directory={triton.backends}")
+    if triton.caches is not None:
+        flags.append(f"--cache-directory={triton.caches}")
+    return [str(triton.binary), *flags]
+
+
+STUB_TIMEOUT = 300
+"""Seconds that a model may take to load."""
+
+
+def _link_backend(embedded: Path, place: Path, version: str) -> None:
+    stub = embedded / "python_backend_stubs" / version / "triton_python_backend_stub"
+    if not stub.exists():
+        known = sorted(p.name for p in (embedded / "python_backend_stubs").iterdir())
+        raise ServeError(f"the embedded Triton has no stub for Python {version}; it has: {', '.join(known)}")
+    place.mkdir(parents=True)
+    for name in ("libtriton_python.so", "triton_python_backend_utils.py"):
+        (place / name).symlink_to(embedded / "backends" / "python" / name)
+    (place / "triton_python_backend_stub").symlink_to(stub)
+
+
+def _check_libpython(libdir: Path, version: str) -> None:
+    name = sysconfig.get_config_var("INSTSONAME") or ""
+    here = name.startswith("libpython") and ".so" in name and (libdir / name).exists()
+    if not here and ctypes.util.find_library(f"python{version}") is None:
+        raise ServeError(
+            f"Triton's Python backend needs libpython{version}.so, which this Python lacks. "
+            f"Run: apt-get install libpython{version}"
+        )
+
+
+def discard(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)

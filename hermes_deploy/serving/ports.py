@@ -1,0 +1,81 @@
+"""TCP ports before the server takes them: free or not, and who has them."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from pathlib import Path
+
+from hermes_deploy.errors import ServeError, UsageError
+
+
+def claim_ports(host: str, ports: dict[str, int]) -> dict[str, int]:
+    """The same ports, with a free one for each 0. `ports`: what it is for -> number.
+
+    Raises ServeError for one that is in use, naming its owner where this user may know;
+    UsageError for two that are the same or a host that is not an address of this machine.
+    """
+    chosen: dict[str, int] = {}
+    held: list[socket.socket] = []
+    try:
+        # 0 last: a free port must not be one that was asked for
+        for what, port in sorted(ports.items(), key=lambda item: item[1] == 0):
+            if port and port in chosen.values():
+                other = next(name for name, number in chosen.items() if number == port)
+                raise UsageError(f"{what} and {other} ports are both {port}; give each its own")
+            held.append(_bind(host, port, what))
+            chosen[what] = held[-1].getsockname()[1]
+    finally:
+        for taken in held:
+            taken.close()
+    return {what: chosen[what] for what in ports}
+
+
+def _bind(host: str, port: int, what: str) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except socket.gaierror as error:
+        raise UsageError(f"host {host!r} is no address: {error.strerror}; use 127.0.0.1 or 0.0.0.0") from None
+    taken = socket.socket(family, socket.SOCK_STREAM)
+    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: a closed one's leftovers do not count
+    try:
+        taken.bind(address)
+    except OSError as error:
+        taken.close()
+        if isinstance(error, PermissionError):
+            raise ServeError(f"{what} port {port} needs root (below 1024); choose a higher one") from None
+        owner = port_owner(port)
+        if owner is None and error.errno != errno.EADDRINUSE:
+            raise UsageError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --host") from None
+        by = f" by {owner}" if owner else ""
+        raise ServeError(f"{what} port {port} is in use{by}; stop that, or choose another --{what}-port") from None
+    return taken
+
+
+def port_owner(port: int) -> str | None:
+    """`name (pid N)` of the process that listens on `port`, where /proc shows it to this user."""
+    inodes = _listening_inodes(port)
+    for process in Path("/proc").iterdir() if inodes else ():
+        if not process.name.isdigit():
+            continue
+        try:
+            links = [str(handle.readlink()) for handle in (process / "fd").iterdir()]
+            name = (process / "comm").read_text().strip()
+        except OSError:  # another user's, or gone meanwhile
+            continue
+        if inodes & set(links):
+            return f"{name} (pid {process.name})"
+    return None
+
+
+def _listening_inodes(port: int) -> set[str]:
+    found = set()
+    for table in ("tcp", "tcp6"):
+        path = Path("/proc/net") / table
+        if not path.exists():
+            continue
+        for line in path.read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:  # 0A = LISTEN
+                found.add(f"socket:[{fields[9]}]")
+    return found

@@ -1,0 +1,253 @@
+"""`Server`: an artifact on a running tritonserver, from verified to really ready to gone.
+
+    with Server(artifact, grpc_port=0, http_port=0, metrics_port=0) as server:
+        ... server.endpoints.grpc ...
+
+Takes an artifact that `build` wrote. Between this process and tritonserver stands `guard.py`, so
+that nothing is left behind however this process ends.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import IO, NoReturn
+
+from hermes_deploy.errors import ServeError
+from hermes_deploy.serving import guard, launch, preflight
+from hermes_deploy.serving.ports import claim_ports
+from hermes_deploy.serving.probe import generates, says_ready
+
+_EXIT_SECONDS = 10.0
+_TAIL_LINES = 15
+_TAIL_BYTES = 1 << 16
+_TELLING = re.compile(r"^E\d{4} |^guard:|^Traceback|^  File |^\w*Error\b")
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """`host:port` for gRPC, URLs for the others."""
+
+    grpc: str
+    http: str
+    metrics: str
+
+
+class Server:
+    """One tritonserver with the four models. Ports: 0 = a free one; read them back after `start`.
+
+    `max_context` tokens and `max_slots` chats may lower what the artifact was built for.
+    `log`: file that gets all output of the server; None = it is only kept for error messages.
+    `ready_timeout`: seconds until a token must have been generated.
+    """
+
+    def __init__(
+        self,
+        artifact: Path,
+        *,
+        grpc_port: int = 8001,
+        http_port: int = 8000,
+        metrics_port: int = 8002,
+        host: str = "127.0.0.1",
+        max_context: int | None = None,
+        max_slots: int | None = None,
+        log: Path | None = None,
+        ready_timeout: float = 300.0,
+    ) -> None:
+        self._artifact = artifact
+        self._ports = {"grpc": grpc_port, "http": http_port, "metrics": metrics_port}
+        self._host = host
+        self._limits = (max_context, max_slots)
+        self._log = log
+        self._ready_timeout = ready_timeout
+        self._guard: subprocess.Popen[bytes] | None = None
+        self._lifeline: int | None = None
+        self._output: IO[bytes] | None = None
+
+    @property
+    def grpc_port(self) -> int:
+        return self._ports["grpc"]
+
+    @property
+    def http_port(self) -> int:
+        return self._ports["http"]
+
+    @property
+    def metrics_port(self) -> int:
+        return self._ports["metrics"]
+
+    @property
+    def endpoints(self) -> Endpoints:
+        host = self._reachable_host()
+        bracketed = f"[{host}]" if ":" in host else host
+        return Endpoints(
+            grpc=f"{bracketed}:{self.grpc_port}",
+            http=f"http://{bracketed}:{self.http_port}",
+            metrics=f"http://{bracketed}:{self.metrics_port}/metrics",
+        )
+
+    def start(self) -> Server:
+        """Verifies, starts, and returns when a token was generated.
+
+        Raises ArtifactError, UsageError or ServeError; then nothing is left running.
+        """
+        plan = preflight.check(self._artifact, max_context=self._limits[0], max_slots=self._limits[1])
+        self._ports = claim_ports(self._host, self._ports)
+        run_folder = Path(tempfile.mkdtemp(prefix="hermes-serve-"))
+        try:
+            self._launch(plan, run_folder)
+            self._await_ready()
+        except BaseException:
+            self.stop()
+            launch.discard(run_folder)
+            raise
+        return self
+
+    def wait(self) -> NoReturn:
+        """Until the server ends, which it does not by itself: ServeError. A signal handler may raise through it."""
+        assert self._guard is not None, "start() comes first"
+        self._guard.wait()
+        raise ServeError(self._obituary("the server ended"))
+
+    def stop(self) -> None:
+        """Stops the server and waits until nothing of it is left. May be called again."""
+        if self._lifeline is not None:
+            os.close(self._lifeline)
+            self._lifeline = None
+        if self._guard is None:
+            return
+        try:
+            self._guard.wait(_EXIT_SECONDS + 5)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._guard.pid, signal.SIGKILL)
+            self._guard.wait()
+
+    def __enter__(self) -> Server:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _launch(self, plan: preflight.Plan, run_folder: Path) -> None:
+        triton = launch.find_triton(run_folder)
+        models = run_folder / "models"
+        launch.write_models(plan, models)
+        shm_prefix = f"hermes-{os.getpid()}-{secrets.token_hex(4)}-"
+        command = launch.command(triton, models, self._host, self._ports, shm_prefix)
+        read_end, self._lifeline = os.pipe()
+        guard_arguments = [str(read_end), str(run_folder), shm_prefix, str(_EXIT_SECONDS)]
+        try:
+            # without a name it leaves nothing behind, and outlives the run folder that the guard removes
+            self._output = tempfile.TemporaryFile() if self._log is None else self._log.open("w+b")  # noqa: SIM115
+            self._guard = subprocess.Popen(
+                # -I -S: neither this environment nor site-packages; the guard is plain Python
+                [sys.executable, "-I", "-S", guard.__file__, *guard_arguments, "--", *command],
+                stdin=subprocess.DEVNULL,
+                stdout=self._output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **triton.environment},
+                pass_fds=[read_end],
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise ServeError(f"{error.filename or triton.binary} cannot be used: {error.strerror}") from None
+        finally:
+            os.close(read_end)
+
+    def _await_ready(self) -> None:
+        assert self._guard is not None and self._lifeline is not None
+        host, port = self._reachable_host(), self.http_port
+        deadline = time.monotonic() + self._ready_timeout
+        while not says_ready(host, port):
+            if self._guard.poll() is not None:
+                raise ServeError(self._obituary("the server ended while it was loading"))
+            if time.monotonic() > deadline:
+                raise ServeError(self._obituary(f"the server was not ready after {self._ready_timeout:g} s"))
+            time.sleep(0.05)
+        problem = generates(host, port, max(1.0, deadline - time.monotonic()))
+        if problem:
+            raise ServeError(self._obituary(f"the server is up but generated nothing: {problem}"))
+        os.write(self._lifeline, b"r")
+
+    def _reachable_host(self) -> str:
+        return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(self._host, self._host)
+
+    def _obituary(self, what: str) -> str:
+        """`what`, the exit status, and the lines of the log that say why."""
+        status = self._guard.poll() if self._guard is not None else None
+        if status == guard.MODEL_DIED:
+            what += ": a model process died"
+        elif status is not None:
+            what += f" (exit status {status})"
+        told = tail(self._output) if self._output is not None else ""
+        return f"{what}. Its log says:\n{told}" if told else f"{what}, and its log is empty"
+
+
+def tail(log: IO[bytes]) -> str:
+    """The last lines of a server log that say what went wrong; the very last ones where none does."""
+    end = log.seek(0, os.SEEK_END)
+    log.seek(max(0, end - _TAIL_BYTES))
+    lines = log.read().decode(errors="replace").splitlines()
+    telling = [line for line in lines if _TELLING.search(line)]
+    return "\n".join((telling or lines)[-_TAIL_LINES:])
+
+
+class _Stopped(BaseException):
+    """SIGINT or SIGTERM, raised in the main thread; not an Exception: nothing may swallow it."""
+
+
+def serve(
+    artifact: Path,
+    *,
+    grpc_port: int = 8001,
+    http_port: int = 8000,
+    metrics_port: int = 8002,
+    host: str = "127.0.0.1",
+    max_context: int | None = None,
+    max_slots: int | None = None,
+    log: Path | None = None,
+    on_ready: Callable[[Endpoints], None],
+) -> None:
+    """Serves until SIGINT or SIGTERM, then stops cleanly and returns. For the main thread.
+
+    `on_ready` gets the endpoints once a token was generated. Raises what `Server.start` raises,
+    and ServeError when the server dies.
+    """
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # it is stopping already
+        raise _Stopped
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    server = Server(
+        artifact,
+        grpc_port=grpc_port,
+        http_port=http_port,
+        metrics_port=metrics_port,
+        host=host,
+        max_context=max_context,
+        max_slots=max_slots,
+        log=log,
+    )
+    try:
+        with server:
+            on_ready(server.endpoints)
+            server.wait()
+    except _Stopped:
+        return
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
