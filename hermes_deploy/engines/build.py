@@ -21,8 +21,8 @@ from pathlib import Path
 
 from hermes_deploy.engines.availability import flavour_for
 from hermes_deploy.engines.profiles import Profile
-from hermes_deploy.engines.request import Answer, BuildRequest, ProfileRequest
-from hermes_deploy.engines.sidecar import PLAN, SIDECAR, EngineSidecar, write_sidecar
+from hermes_deploy.engines.request import Answer, BuildRequest
+from hermes_deploy.engines.sidecar import PLAN, SIDECAR, EngineSidecar, ProfileEntry, SizeRange, write_sidecar
 from hermes_deploy.errors import EngineError
 from hermes_deploy.recipes import Recipe
 from hermes_deploy.targets import Target
@@ -73,13 +73,15 @@ def build_engine(
     request = BuildRequest(
         parent=os.getpid(),
         onnx=str(onnx_path.absolute()),
-        folder=str(out_dir.absolute()),
         flavour=flavour_for(targets),
         targets=[t.name for t in targets],
         precision=recipe.linear,
         head_precision=recipe.head,
         profiles=[
-            ProfileRequest(name=p.name, dimensions={k: (r.min, r.opt, r.max) for k, r in p.dimensions.items()})
+            ProfileEntry(
+                name=p.name,
+                dimensions={key: SizeRange(min=r.min, opt=r.opt, max=r.max) for key, r in p.dimensions.items()},
+            )
             for p in profiles
         ],
     )

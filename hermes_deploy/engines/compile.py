@@ -14,12 +14,14 @@ from io import BufferedWriter
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from hermes_deploy.engines.layers import fused_attention, gemms, read_record
 from hermes_deploy.engines.logger import Heard, make_logger
 from hermes_deploy.engines.network import NetworkFacts, read_network
 from hermes_deploy.engines.profiles import Profile, Range
 from hermes_deploy.engines.request import BuildRequest
-from hermes_deploy.engines.sidecar import EngineSidecar, LayerSummary, PlanEntry, ProfileEntry, ShapeRange
+from hermes_deploy.engines.sidecar import EngineSidecar, LayerSummary, PlanEntry, ProfileEntry
 from hermes_deploy.errors import EngineError
 from hermes_deploy.targets import target
 
@@ -37,7 +39,7 @@ def compile_engine(request: BuildRequest, plan: BufferedWriter, report: Report) 
     builder = trt.Builder(logger)
     report("parse", 0, 1)
     network, parser = _parse(trt, builder, logger, heard, Path(request.onnx))
-    facts = read_network(network)
+    facts = read_network(network, _output_names(Path(request.onnx)))
     check_consumed(facts, heard)
     check_promise(facts, request.precision, request.head_precision)
     report("parse", 1, 1)
@@ -46,7 +48,8 @@ def compile_engine(request: BuildRequest, plan: BufferedWriter, report: Report) 
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.progress_monitor = monitor = _make_monitor(trt, report)
     _set_targets(trt, config, request)
-    profiles = [_add_profile(builder, config, facts, p.name, p.dimensions) for p in request.profiles]
+    for wanted in request.profiles:
+        _add_profile(builder, config, facts, wanted)
 
     writer, written = _make_writer(trt, plan)
     built = builder.build_serialized_network_to_stream(network, config, writer)
@@ -56,7 +59,7 @@ def compile_engine(request: BuildRequest, plan: BufferedWriter, report: Report) 
         )
     if not built:
         raise EngineError(f"{request.flavour} could not build the engine: {heard.first_error()}")
-    layers = prove(facts, heard.record, len(profiles))
+    layers = prove(facts, heard.record, len(request.profiles))
     # TensorRT holds raw pointers to these until here
     del parser, monitor
     return EngineSidecar(
@@ -69,24 +72,29 @@ def compile_engine(request: BuildRequest, plan: BufferedWriter, report: Report) 
         inputs=list(facts.inputs),
         outputs=list(facts.outputs),
         aliases=facts.aliases,
-        profiles=profiles,
+        profiles=request.profiles,
         layers=layers,
         plan=PlanEntry(sha256=written.digest.hexdigest(), size=written.size),
     )
 
 
-def _parse(trt: Any, builder: Any, logger: Any, heard: Heard, onnx: Path) -> tuple[Any, Any]:
+def _parse(trt: Any, builder: Any, logger: Any, heard: Heard, path: Path) -> tuple[Any, Any]:
     strongly_typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(strongly_typed)
     parser = trt.OnnxParser(network, logger)
     # by path and not by bytes: weights in external data are found beside the file
-    if not parser.parse_from_file(str(onnx)) or parser.num_errors:
+    if not parser.parse_from_file(str(path)) or parser.num_errors:
         if not parser.num_errors:
-            raise EngineError(f"{trt.__name__} cannot parse {onnx}: {heard.first_error()}")
+            raise EngineError(f"{trt.__name__} cannot parse {path}: {heard.first_error()}")
         error = parser.get_error(0)
         node = f" at node {error.node_name()!r} ({error.node_operator()})" if error.node_operator() else ""
-        raise EngineError(f"{trt.__name__} cannot parse {onnx}{node}: {error.desc()}")
+        raise EngineError(f"{trt.__name__} cannot parse {path}{node}: {error.desc()}")
     return network, parser
+
+
+def _output_names(path: Path) -> dict[str, list[int | str]]:
+    outputs = onnx.load(path, load_external_data=False).graph.output
+    return {o.name: [d.dim_param or d.dim_value for d in o.type.tensor_type.shape.dim] for o in outputs}
 
 
 def check_consumed(facts: NetworkFacts, heard: Heard) -> None:
@@ -154,19 +162,13 @@ def _dotted(name: str) -> str:
     return ".".join(str(n) for n in target(name).compute_capability or ())
 
 
-def _add_profile(
-    builder: Any, config: Any, facts: NetworkFacts, name: str, dimensions: dict[str, tuple[int, int, int]]
-) -> ProfileEntry:
-    wanted = Profile(name, {key: Range(*sizes) for key, sizes in dimensions.items()})
+def _add_profile(builder: Any, config: Any, facts: NetworkFacts, wanted: ProfileEntry) -> None:
+    ranges = {name: Range(size.min, size.opt, size.max) for name, size in wanted.dimensions.items()}
     profile = builder.create_optimization_profile()
-    ranges: dict[str, ShapeRange] = {}
     for entry in facts.inputs:
-        smallest, best, largest = wanted.shapes(entry.name, entry.shape)
-        profile.set_shape(entry.name, smallest, best, largest)
-        ranges[entry.name] = ShapeRange(min=smallest, opt=best, max=largest)
+        profile.set_shape(entry.name, *Profile(wanted.name, ranges).shapes(entry.name, entry.shape))
     if config.add_optimization_profile(profile) < 0:
-        raise EngineError(f"TensorRT refuses the optimization profile {name!r}")
-    return ProfileEntry(name=name, inputs=ranges)
+        raise EngineError(f"TensorRT refuses the optimization profile {wanted.name!r}")
 
 
 class _Written:

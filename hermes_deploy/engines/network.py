@@ -7,7 +7,9 @@ parser's return code is the point: the parser ignores inputs with a warning, or 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from hermes_deploy.engines.layers import Linear
@@ -30,14 +32,18 @@ class NetworkFacts:
     aliases: dict[str, str]
 
 
-def read_network(network: Any, logits: str = "logits") -> NetworkFacts:
-    """Facts of a network that was parsed without error. `logits` names the output of the head."""
+def read_network(network: Any, names: Mapping[str, Sequence[int | str]], logits: str = "logits") -> NetworkFacts:
+    """Facts of a network that was parsed without error.
+
+    `names`: output -> shape with named dimensions; the parser keeps those names for inputs only.
+    `logits` is the output of the head.
+    """
     layers = [network.get_layer(i) for i in range(network.num_layers)]
     made_by = {
         layer.get_output(j).name: layer for layer in layers for j in range(layer.num_outputs) if layer.get_output(j)
     }
     inputs = tuple(_entry(network.get_input(i)) for i in range(network.num_inputs))
-    outputs = tuple(_entry(network.get_output(i)) for i in range(network.num_outputs))
+    outputs = tuple(_entry(network.get_output(i), names) for i in range(network.num_outputs))
     linears = {layer.name: linear for layer in layers if (linear := _linear(layer, made_by))}
     used = _reached([o.name for o in outputs], made_by)
     return NetworkFacts(
@@ -98,8 +104,9 @@ def _head(logits: str, made_by: dict[str, Any], linears: dict[str, Linear]) -> L
     return linears[layer.name] if layer is not None else None
 
 
-def _entry(tensor: Any) -> TensorEntry:
-    shape = [size if size >= 0 else tensor.get_dimension_name(i) or "?" for i, size in enumerate(tensor.shape)]
+def _entry(tensor: Any, names: Mapping[str, Sequence[int | str]] = MappingProxyType({})) -> TensorEntry:
+    known = names.get(tensor.name) or [tensor.get_dimension_name(i) for i in range(len(tensor.shape))]
+    shape = [size if size >= 0 else known[i] or "?" for i, size in enumerate(tensor.shape)]
     return TensorEntry(name=tensor.name, dtype=_dtype(tensor), shape=shape)
 
 

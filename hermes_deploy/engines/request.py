@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from hermes_deploy.engines.sidecar import EngineSidecar
+from hermes_deploy.engines.sidecar import EngineSidecar, ProfileEntry
 from hermes_deploy.targets import Flavour, Precision
 
 
@@ -18,24 +18,16 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ProfileRequest(_Frozen):
-    """`dimensions`: symbolic dimension -> (min, opt, max)."""
-
-    name: str
-    dimensions: dict[str, tuple[int, int, int]]
-
-
 class BuildRequest(_Frozen):
     """`parent`: process id that must be alive; the build dies with it."""
 
     parent: int
     onnx: str
-    folder: str
     flavour: Flavour
     targets: list[str]
     precision: Precision
     head_precision: str
-    profiles: list[ProfileRequest]
+    profiles: list[ProfileEntry]
 
 
 class Answer(_Frozen):

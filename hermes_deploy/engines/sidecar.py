@@ -32,17 +32,19 @@ class TensorEntry(_Frozen):
     shape: list[int | str]
 
 
-class ShapeRange(_Frozen):
-    min: list[int]
-    opt: list[int]
-    max: list[int]
+class SizeRange(_Frozen):
+    """Smallest and largest size, and the one that kernels are chosen for."""
+
+    min: int
+    opt: int
+    max: int
 
 
 class ProfileEntry(_Frozen):
-    """`inputs`: input name -> shapes that it may have while this profile is active."""
+    """`dimensions`: named dimension of the inputs -> sizes that it may have while this profile is active."""
 
     name: str
-    inputs: dict[str, ShapeRange]
+    dimensions: dict[str, SizeRange]
 
 
 class LayerSummary(_Frozen):
