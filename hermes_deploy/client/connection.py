@@ -153,7 +153,7 @@ class Client:
             return stream.result()
 
     def health(self, *, timeout: float = 5.0) -> Health:
-        """What the server says of itself; it says so even when a model's process is dead. Only an answer proves more."""
+        """What the server says of itself; it says so even with a dead model process. Only an answer proves more."""
         live = bool(self._call(methods.SERVER_LIVE, timeout).live)
         ready = bool(self._call(methods.SERVER_READY, timeout).ready)
         about = self._call(methods.SERVER_METADATA, timeout)

@@ -25,6 +25,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hermes_deploy.errors import HermesDeployError
+from hermes_deploy.protocol.failures import parse_failure
 
 
 @dataclass(frozen=True)
@@ -111,27 +112,8 @@ class ProtocolMismatch(ClientError):
     pass
 
 
-CODES = (
-    "CANCELLED",
-    "UNKNOWN",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "ABORTED",
-    "OUT_OF_RANGE",
-    "UNIMPLEMENTED",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "DATA_LOSS",
-    "UNAUTHENTICATED",
-)
-_LEADING_CODE = re.compile(rf"^\s*\[?(?:StatusCode\.)?({'|'.join(CODES)})(?:\]|:)\s*")
 _NO_CONNECTION = re.compile(
-    r"failed to connect|connection refused|DNS resolution|name resolution|name or service not known"
+    r"failed to connect|connection refused|DNS resolution|errors? resolving|lookup failed|name or service not known"
     r"|no route to host|network is unreachable|empty address list",
     re.IGNORECASE,
 )
@@ -140,27 +122,23 @@ _UNKNOWN_MODEL = re.compile(r"unknown model|no available versions|is not ready",
 _TOO_LARGE = re.compile(r"message larger than max", re.IGNORECASE)
 
 
-def split_code(text: str) -> tuple[str, str]:
-    """("RESOURCE_EXHAUSTED", "the queue is full") of "RESOURCE_EXHAUSTED: the queue is full"; ("", text) without."""
-    found = _LEADING_CODE.match(text)
-    return (found.group(1), text[found.end() :]) if found else ("", text)
-
-
 def error_for(
     code: str,
     details: str,
     call: CallFacts,
     *,
+    in_band: bool = False,
     partial_text: str = "",
     retry_after_s: float | None = None,
     timeout_s: float | None = None,
 ) -> ClientError:
-    """The error of one gRPC status name and the words that came with it."""
-    if code in ("", "UNKNOWN", "INTERNAL"):
-        # Triton has fewer status codes than gRPC; a model names the real one at the start of its message
-        found, details = split_code(details)
-        code = found or code
-    details = details.strip()
+    """The error of one gRPC status name and the words that came with it.
+
+    in_band: both came in the tensors of a piece, and are the model's own.
+    """
+    if not in_band and not _NO_CONNECTION.search(details):
+        # Triton has fewer status codes than gRPC, so our models write theirs into the text
+        code, details = parse_failure(details) or (code, details)
     kind, message = _explain(code, details, call, timeout_s, retry_after_s)
     if call.request_id:
         message += f" (request {call.request_id}, {call.door} door at {call.url})"
@@ -177,7 +155,7 @@ def error_for(
 def _explain(
     code: str, details: str, call: CallFacts, timeout_s: float | None, retry_after_s: float | None
 ) -> tuple[type[ClientError], str]:
-    words = details or "no reason given"
+    words = details.strip().rstrip(".") or "no reason given"
     if _TOO_LARGE.search(details):
         return InvalidRequest, f"the message is larger than the connection allows: {words}. Send a shorter prompt"
     if code in ("UNAVAILABLE", "INTERNAL", "UNIMPLEMENTED", "UNKNOWN") and _HTTP1.search(details):
@@ -202,8 +180,8 @@ def _explain(
         case "NOT_FOUND":
             return ModelNotFound, f"{words}. Check what {call.url} serves: hermes-deploy serve DIR"
         case "RESOURCE_EXHAUSTED":
-            when = f"in {retry_after_s:g} s" if retry_after_s is not None else "in a moment"
-            return Overloaded, f"the server is full: {words}. Try again {when}"
+            when = f". Ask again in {retry_after_s:g} s" if retry_after_s is not None else ""
+            return Overloaded, f"the server is full: {words}{when}"
         case "UNAVAILABLE":
             return Unavailable, f"the server cannot answer now (starting, draining or gone): {words}"
         case "DEADLINE_EXCEEDED":

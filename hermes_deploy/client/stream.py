@@ -128,7 +128,7 @@ class Stream(Iterator[Piece]):
         self._usage = received.usage
         finish: Any = received.finish_reason or None
         if received.error_code or received.error_message or finish == "error":
-            self._failure = self._failed(received.error_code, received.error_message)
+            self._failure = self._failed(received.error_code, received.error_message, in_band=True)
             finish = None
         elif finish == "cancelled":
             self._failure = self._failed("CANCELLED", "the server ended it")
@@ -170,13 +170,13 @@ class Stream(Iterator[Piece]):
             self.request_id,
         )
 
-    def _failed(self, code: str, details: str, retry_after_s: float | None = None) -> ClientError:
+    def _failed(self, code: str, details: str, *, in_band: bool = False) -> ClientError:
         return error_for(
             code,
             details,
             self.call,
+            in_band=in_band,
             partial_text=self.text,
-            retry_after_s=retry_after_s,
             timeout_s=self._timeout_s,
         )
 

@@ -1,0 +1,156 @@
+"""What goes on the wire, and what is refused before anything does."""
+
+from __future__ import annotations
+
+import math
+import struct
+from typing import Any
+
+import pytest
+
+from hermes_deploy.client import MAX_MESSAGE_BYTES, Client, InvalidRequest, Message, Sampling
+from hermes_deploy.client.wire import decode, encode
+from hermes_deploy.protocol import tensors
+from tests.client.fake_triton import FakeTriton, inputs_of, messages_of
+
+
+def test_a_bare_question_sends_one_message_and_leaves_sampling_to_the_server(
+    triton: FakeTriton, client: Client
+) -> None:
+    client.ask("Bonjour, ça va ? 🙂")
+    request = triton.requests[0]
+    assert request.model_name == "hermes_engine"
+    assert len(request.id) == 32
+    assert list(inputs_of(request)) == ["messages"]
+    assert inputs_of(request)["messages"][:2] == ("BYTES", [1])
+    assert messages_of(request) == [{"role": "user", "content": "Bonjour, ça va ? 🙂"}]
+
+
+def test_every_option_arrives_as_its_tensor(triton: FakeTriton, client: Client) -> None:
+    client.ask(
+        [Message("user", "a"), {"role": "assistant", "content": "b"}, Message("user", "c")],
+        system="be brief",
+        max_tokens=7,
+        temperature=0.5,
+        top_p=0.25,
+        top_k=40,
+        seed=2**64 - 1,
+        stop=["é", "END"],
+        door="ensemble",
+    )
+    request = triton.requests[0]
+    assert request.model_name == "hermes"
+    assert [m["role"] for m in messages_of(request)] == ["system", "user", "assistant", "user"]
+    sent = inputs_of(request)
+    del sent["messages"]
+    assert sent == {
+        "max_tokens": ("INT32", [1], struct.pack("<i", 7)),
+        "temperature": ("FP32", [1], struct.pack("<f", 0.5)),
+        "top_p": ("FP32", [1], struct.pack("<f", 0.25)),
+        "top_k": ("INT32", [1], struct.pack("<i", 40)),
+        "seed": ("UINT64", [1], b"\xff" * 8),
+        "stop": ("BYTES", [2], b"\x02\0\0\0\xc3\xa9\x03\0\0\0END"),
+    }
+
+
+def test_the_sampling_record_has_exactly_the_tensors_of_the_table() -> None:
+    assert set(Sampling.__dataclass_fields__) == {tensor.name for tensor in tensors.SAMPLING}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"max_tokens": 0}, "from 1 to"),
+        ({"max_tokens": 2**31}, "from 1 to"),
+        ({"max_tokens": 1.5}, "whole number"),
+        ({"max_tokens": True}, "whole number"),
+        ({"temperature": -0.1}, r"0 \(greedy\) or more"),
+        ({"temperature": math.nan}, "temperature is nan"),
+        ({"temperature": 1e300}, "temperature is 1e"),
+        ({"temperature": "hot"}, "must be a number"),
+        ({"top_p": 0.0}, r"in \(0, 1\]"),
+        ({"top_p": 1.01}, r"in \(0, 1\]"),
+        ({"top_p": 1e-60}, r"in \(0, 1\]"),
+        ({"top_k": -1}, "from 0 to"),
+        ({"seed": -1}, "from 0 to"),
+        ({"seed": 2**64}, "from 0 to"),
+        ({"stop": ""}, "stop text is empty"),
+        ({"stop": ["a", 3]}, "stop text is int"),
+        ({"stop": 3}, "a text or a list of texts"),
+        ({"stop": ["\udc80"]}, "lone surrogate U\\+DC80"),
+        ({"system": "\ud83d"}, "lone surrogate U\\+D83D"),
+        ({"door": "back"}, "doors are: chat, ensemble"),
+        ({"timeout": 0}, "more than 0"),
+        ({"timeout": math.inf}, "more than 0"),
+    ],
+)
+def test_a_wrong_option_is_refused_with_what_is_allowed_and_nothing_is_sent(
+    triton: FakeTriton, client: Client, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=words):
+        client.ask("?", **options)
+    assert triton.requests == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ([], "at least one"),
+        (b"bytes", "takes a text or a list"),
+        (["text"], "message 0 is str"),
+        ([{"role": "user"}], "keys role; it must have role and content"),
+        ([{"role": "user", "content": "a", "name": "b"}], "nothing else"),
+        ([{"role": "tool", "content": "a"}], "roles are: system, user, assistant"),
+        ([{"role": "user", "content": None}], "must be a text"),
+        ("half \ud83d", "at position 5"),
+    ],
+)
+def test_a_wrong_prompt_is_refused_with_what_is_allowed(client: Client, prompt: Any, words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words):
+        client.ask(prompt)
+
+
+def test_two_system_messages_are_refused(client: Client) -> None:
+    with pytest.raises(InvalidRequest, match="give one of the two"):
+        client.ask([Message("system", "a"), Message("user", "b")], system="c")
+
+
+def test_a_prompt_larger_than_a_message_is_refused_here(client: Client) -> None:
+    with pytest.raises(InvalidRequest, match="16,777,216 can be sent"):
+        client.ask("x" * MAX_MESSAGE_BYTES)
+
+
+@pytest.mark.parametrize("url", ["http://localhost:8001", "localhost", ":8001", "localhost:", "h:0", "h:65536", "h:x"])
+def test_an_address_that_is_not_host_and_port_is_refused(url: str) -> None:
+    with pytest.raises(InvalidRequest, match="HOST:PORT"):
+        Client(url)
+
+
+def test_a_closed_client_says_so(triton: FakeTriton) -> None:
+    with Client(triton.url) as client:
+        client.ask("?")
+    with pytest.raises(InvalidRequest, match="closed"):
+        client.ask("?")
+    with pytest.raises(InvalidRequest, match="closed"):
+        client.ready()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values"),
+    [
+        ("BYTES", [b"", b"abc", "é".encode()]),
+        ("INT32", [-(2**31), 2**31 - 1]),
+        ("INT64", [-(2**63), 2**63 - 1]),
+        ("UINT64", [0, 2**64 - 1]),
+        ("FP32", [0.5, -1.0]),
+    ],
+)
+def test_tensors_are_laid_out_as_tritons_own_client_does(dtype: Any, values: list[Any]) -> None:
+    import numpy as np
+    from tritonclient.utils import serialize_byte_tensor, triton_to_np_dtype
+
+    array = np.array(values, dtype=np.object_ if dtype == "BYTES" else triton_to_np_dtype(dtype))
+    theirs = serialize_byte_tensor(array).item() if dtype == "BYTES" else array.tobytes()
+    ours = encode(tensors.Tensor("x", dtype, (-1,), ""), values)
+    assert ours == theirs
+    assert decode(dtype, ours) == values

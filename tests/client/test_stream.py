@@ -1,0 +1,183 @@
+"""What a caller sees of an answer: pieces in order, its end, its whole, and letting go of it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hermes_deploy.client import AnswerCut, Cancelled, Client, Piece, Usage
+from tests.client.fake_triton import FakeTriton, final_only, piece
+
+
+def test_pieces_come_in_order_and_make_the_answer(triton: FakeTriton, client: Client) -> None:
+    triton.script = lambda _r, _c: iter(
+        (
+            piece("The capital", ids=(1, 2), usage=(9, 2)),
+            piece(" is", ids=(3,), usage=(9, 3)),
+            piece(" Paris.", "stop", ids=(4, 5), usage=(9, 5), final=True),
+        )
+    )
+    with client.stream("What is the capital of France?") as stream:
+        pieces = list(stream)
+        answer = stream.result()
+    assert pieces == [
+        Piece("The capital", (1, 2), None, Usage(9, 2)),
+        Piece(" is", (3,), None, Usage(9, 3)),
+        Piece(" Paris.", (4, 5), "stop", Usage(9, 5)),
+    ]
+    assert answer.text == "The capital is Paris."
+    assert answer.finish_reason == "stop"
+    assert answer.usage == Usage(9, 5)
+    assert 0 <= answer.timing.first_piece_s <= answer.timing.total_s
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        (piece("Paris.", "length", final=True),),
+        (piece("Paris.", "length"), final_only()),
+        (piece("Paris."), piece("", "length", final=True)),
+        (piece("Paris."), piece("", "length"), final_only()),
+        (piece("Paris.", "length"),),
+    ],
+    ids=["flag on the last piece", "flag on an empty one", "empty last piece", "both empty", "no flag, clean end"],
+)
+def test_every_way_in_which_triton_ends_an_answer_is_understood(
+    triton: FakeTriton, client: Client, ending: tuple[Any, ...]
+) -> None:
+    triton.script = lambda _r, _c: iter(ending)
+    answer = client.ask("?")
+    assert (answer.text, answer.finish_reason) == ("Paris.", "length")
+
+
+def test_the_end_flag_is_enough_although_the_server_keeps_the_stream_open(triton: FakeTriton, client: Client) -> None:
+    release = threading.Event()
+
+    def script(_request: Any, _context: Any) -> Iterator[Any]:
+        yield piece("Paris.", "stop", final=True)
+        release.wait(30)
+
+    triton.script = script
+    try:
+        assert client.ask("?", timeout=20).text == "Paris."
+    finally:
+        release.set()
+
+
+@pytest.mark.parametrize("end", [(), (final_only(),)], ids=["clean end", "final flag"])
+def test_an_answer_that_ends_without_a_reason_is_an_error_with_what_had_come(
+    triton: FakeTriton, client: Client, end: tuple[Any, ...]
+) -> None:
+    triton.script = lambda _r, _c: iter((piece("The cap", usage=(9, 2)), *end))
+    with client.stream("?") as stream, pytest.raises(AnswerCut, match="after 2 tokens") as caught:
+        list(stream)
+    assert caught.value.partial_text == "The cap"
+
+
+def test_outputs_of_a_later_version_are_ignored(triton: FakeTriton, client: Client) -> None:
+    later = {"logprobs": ("FP32", b"\0\0\0\0"), "mood": ("BF16", b"\1\2")}
+    triton.script = lambda _r, _c: iter((piece("Paris.", "stop", more=later, final=True),))
+    assert client.ask("?").text == "Paris."
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), min_size=1, max_size=5))
+def test_any_text_arrives_as_it_was_sent_in_both_directions(
+    triton: FakeTriton, client: Client, texts: list[str]
+) -> None:
+    triton.script = lambda _r, _c: iter((*(piece(text) for text in texts), piece("", "stop", final=True)))
+    from tests.client.fake_triton import messages_of
+
+    assert client.ask("".join(texts)).text == "".join(texts)
+    assert messages_of(triton.requests[-1]) == [{"role": "user", "content": "".join(texts)}]
+
+
+def test_leaving_a_stream_early_cancels_it_on_the_server(triton: FakeTriton, client: Client) -> None:
+    triton.script = endless
+    with client.stream("?") as stream:
+        assert next(stream).text == "word "
+    assert triton.cancelled.wait(10)
+    with pytest.raises(Cancelled) as caught:
+        next(stream)
+    assert caught.value.partial_text.startswith("word ")
+    assert caught.value.request_id == stream.request_id
+
+
+def test_an_exception_in_the_callers_loop_cancels_on_the_server(triton: FakeTriton, client: Client) -> None:
+    triton.script = endless
+    with pytest.raises(ZeroDivisionError), client.stream("?") as stream:
+        for _ in stream:
+            raise ZeroDivisionError
+    assert triton.cancelled.wait(10)
+
+
+def test_another_thread_can_cancel_a_reader_that_waits(triton: FakeTriton, client: Client) -> None:
+    triton.script = stuck
+    with client.stream("?") as stream:
+        assert next(stream).text == "word "
+        threading.Timer(0.1, stream.cancel).start()
+        with pytest.raises(Cancelled, match="by this side"):
+            next(stream)
+    assert triton.cancelled.wait(10)
+
+
+def test_a_stream_that_was_read_to_the_end_is_not_cancelled(client: Client) -> None:
+    with client.stream("?") as stream:
+        for got in stream:
+            if got.finish_reason:
+                break
+    assert stream.result().text == "Paris."
+
+
+def test_closing_the_client_ends_its_streams(triton: FakeTriton) -> None:
+    triton.script = endless
+    client = Client(triton.url)
+    stream = client.stream("?")
+    next(stream)
+    client.close()
+    with pytest.raises(Cancelled):
+        list(stream)
+    assert triton.cancelled.wait(10)
+
+
+def test_one_client_serves_two_threads_at_once(triton: FakeTriton, client: Client) -> None:
+    meet = threading.Barrier(2, timeout=20)
+
+    def script(request: Any, _context: Any) -> Iterator[Any]:
+        from tests.client.fake_triton import messages_of
+
+        question = messages_of(request)[0]["content"]
+        for _ in range(20):
+            yield piece(question)
+            meet.wait()  # each answer goes on only while the other does: they really overlap
+        yield piece("", "stop", final=True)
+
+    triton.script = script
+    answers: dict[str, str] = {}
+    threads = [
+        threading.Thread(target=lambda q=q: answers.update({q: client.ask(q, timeout=30).text})) for q in ("a", "b")
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == {"a": "a" * 20, "b": "b" * 20}
+
+
+def endless(_request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+    while context.is_active():
+        yield piece("word ")
+        time.sleep(0.005)
+
+
+def stuck(_request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+    yield piece("word ")
+    while context.is_active():
+        time.sleep(0.01)
