@@ -1,0 +1,95 @@
+"""What the gate compares with: the checkpoint itself, in float32, over held-out chats.
+
+The chats ship with the package (`heldout.jsonl`, our own writing, other texts than calibration's).
+They run once through the numpy decoder; only the last hidden states are kept, [positions, hidden],
+and every candidate of the build is compared with those. Knows no graph.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from hermes_deploy.checkpoints.checkpoint import Checkpoint, DecoderConfig, LazyTensor
+from hermes_deploy.errors import GateError, RequestError
+from hermes_deploy.quantization import head_weight, hidden_states
+
+POSITIONS = 1400
+"""About how many positions are compared."""
+
+
+class EncodesChats(Protocol):
+    """What is needed of `chat.ChatTokenizer`."""
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]: ...
+
+
+@dataclass(frozen=True)
+class Reference:
+    """`text` says what it was, for people. `hidden` [positions, hidden_size] stands for `sequences`,
+    one after another."""
+
+    config: DecoderConfig
+    tensors: Mapping[str, LazyTensor]
+    sequences: tuple[tuple[int, ...], ...]
+    hidden: npt.NDArray[np.float32]
+    text: str
+
+    def head(self) -> npt.NDArray[np.float32]:
+        """[vocab_size, hidden_size], read now: rows of `hidden` times its transpose are logits."""
+        return head_weight(self.config, self.tensors).float32()
+
+    def pieces(self) -> Iterator[tuple[tuple[int, ...], npt.NDArray[np.float32]]]:
+        """Each sequence with its hidden states."""
+        start = 0
+        for sequence in self.sequences:
+            yield sequence, self.hidden[start : start + len(sequence)]
+            start += len(sequence)
+
+
+def heldout_chats() -> list[list[dict[str, str]]]:
+    """Chats (lists of messages) that no calibration has seen."""
+    text = (resources.files(__package__) / "heldout.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines() if line.strip()]
+
+
+def heldout_sequences(tokenizer: EncodesChats, positions: int = POSITIONS) -> list[list[int]]:
+    """The held-out chats through the model's own template, cut so that each has an equal share of
+    `positions`. A system message is left out for a template that refuses one."""
+    chats = heldout_chats()
+    share = -(-positions // len(chats))
+    sequences = []
+    for chat in chats:
+        try:
+            ids = tokenizer.encode_chat(chat)
+        except RequestError:
+            ids = tokenizer.encode_chat([message for message in chat if message["role"] != "system"])
+        sequences.append(ids[:share])
+    return sequences
+
+
+def prepare_reference(checkpoint: Checkpoint, tokenizer: EncodesChats, *, positions: int = POSITIONS) -> Reference:
+    """Runs the held-out chats through the unquantized checkpoint. Takes seconds for the demo, about
+    two minutes for a 7B on a few cores; memory is about one matrix.
+    """
+    sequences = heldout_sequences(tokenizer, positions)
+    note = f" ({checkpoint.weights_note})" if checkpoint.weights_note else ""
+    total = sum(map(len, sequences))
+    text = f"float32 numpy decoder over {checkpoint.name}{note}; {total} held-out positions of {len(sequences)} chats"
+    return reference_of(checkpoint.config, checkpoint.tensors, sequences, text)
+
+
+def reference_of(
+    config: DecoderConfig, tensors: Mapping[str, LazyTensor], sequences: Sequence[Sequence[int]], text: str
+) -> Reference:
+    """The same for sequences of one's own. Raises GateError when the checkpoint's answers are not finite."""
+    hidden = hidden_states(config, tensors, sequences)
+    if not np.isfinite(hidden).all():
+        raise GateError("the unquantized checkpoint itself gives NaN or infinity; its weights are damaged")
+    return Reference(config, tensors, tuple(tuple(ids) for ids in sequences), hidden, text)
