@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import traceback
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -108,7 +109,7 @@ class TokenLoop:
                 self._step()
         except Exception as error:  # the thread ends here: whoever waits must hear of it, whatever it was
             cause = f"{type(error).__name__}: {error}"
-            raise
+            traceback.print_exc()
         finally:
             self._bury(cause)
             self._session.close()
