@@ -11,6 +11,7 @@ import re
 
 CODES = (
     "INVALID_ARGUMENT",
+    "OUT_OF_RANGE",  # the prompt is longer than the context
     "RESOURCE_EXHAUSTED",
     "UNAVAILABLE",
     "INTERNAL",

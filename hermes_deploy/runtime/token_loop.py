@@ -91,7 +91,8 @@ class TokenLoop:
         if length >= context:
             raise RequestError(
                 f"the prompt has {length} tokens; the context of this server is {context} tokens, of which "
-                f"at least one is for the answer, so a prompt may have at most {context - 1}"
+                f"at least one is for the answer, so a prompt may have at most {context - 1}",
+                "OUT_OF_RANGE",
             )
         if asked.max_tokens < 1:
             raise RequestError(f"max_tokens is {asked.max_tokens}; allowed is 1 or more")

@@ -1,8 +1,9 @@
 """How tritonserver is started: which one, on which folder, with which flags and environment.
 
-The server never runs on the artifact itself but on a run folder: links to the artifact's version
-folders, and config.pbtxt copies that carry the chosen target and limits. So only our four models
-are loaded, and nothing is written into the artifact.
+The server never runs on the artifact itself but on a run folder: links to the artifact's files, and
+config.pbtxt copies that carry the chosen target and limits. So only our four models are loaded, and
+nothing is written into the artifact: Python's stub leaves a __pycache__ beside model.py, whatever
+its environment says.
 """
 
 from __future__ import annotations
@@ -40,7 +41,6 @@ def find_triton(run_folder: Path) -> Triton:
     environment = {
         # the stub takes the first python of PATH, and with it this environment's packages
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
-        "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
     }
     own = tritonserver()
@@ -62,16 +62,18 @@ def find_triton(run_folder: Path) -> Triton:
 
 
 def write_models(plan: Plan, folder: Path) -> None:
-    """The model repository that the server loads: `folder`/MODEL/{config.pbtxt, 1 -> artifact}."""
+    """The model repository that the server loads: `folder`/MODEL/{config.pbtxt, 1/* -> artifact}."""
     for name in MODELS:
         place = folder / name
-        place.mkdir(parents=True)
+        version = place / "1"
+        version.mkdir(parents=True)
+        for entry in (plan.artifact / name / "1").iterdir():
+            (version / entry.name).symlink_to(entry)
         text = (plan.artifact / name / CONFIG).read_text(encoding="utf-8")
         if name == ENGINE:
             chosen = {MAX_CONTEXT: str(plan.max_context), MAX_SLOTS: str(plan.max_slots), TARGET: plan.target}
             text = with_parameters(text, **chosen)
         (place / CONFIG).write_text(text, encoding="utf-8")
-        (place / "1").symlink_to(plan.artifact / name / "1", target_is_directory=True)
 
 
 def command(triton: Triton, models: Path, host: str, ports: Mapping[str, int], shm_prefix: str) -> list[str]:
@@ -84,6 +86,7 @@ def command(triton: Triton, models: Path, host: str, ports: Mapping[str, int], s
         # our configurations are complete; completing them would start every model twice
         "--disable-auto-complete-config",
         "--allow-gpu-metrics=false",
+        "--pinned-memory-pool-byte-size=0",
         "--metrics-address=" + host,
         f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
         f"--backend-config=python,stub-timeout-seconds={STUB_TIMEOUT}",

@@ -9,11 +9,23 @@ from pathlib import Path
 from hermes_deploy.errors import ServeError, UsageError
 
 
+def resolve_host(host: str) -> str:
+    """The IPv4 address of `host`: Triton takes addresses, no names. Raises UsageError."""
+    try:
+        found = socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)
+    except socket.gaierror as error:
+        raise UsageError(
+            f"host {host!r} is no IPv4 address or name ({error.strerror}); "
+            "use 127.0.0.1 for this machine only, 0.0.0.0 for every interface"
+        ) from None
+    return str(found[0][4][0])
+
+
 def claim_ports(host: str, ports: dict[str, int]) -> dict[str, int]:
-    """The same ports, with a free one for each 0. `ports`: what it is for -> number.
+    """The same ports, with a free one for each 0. `ports`: what it is for -> number; `host`: IPv4 address.
 
     Raises ServeError for one that is in use, naming its owner where this user may know;
-    UsageError for two that are the same or a host that is not an address of this machine.
+    UsageError for two that are the same or an address that is not this machine's.
     """
     chosen: dict[str, int] = {}
     held: list[socket.socket] = []
@@ -32,21 +44,17 @@ def claim_ports(host: str, ports: dict[str, int]) -> dict[str, int]:
 
 
 def _bind(host: str, port: int, what: str) -> socket.socket:
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    except socket.gaierror as error:
-        raise UsageError(f"host {host!r} is no address: {error.strerror}; use 127.0.0.1 or 0.0.0.0") from None
-    taken = socket.socket(family, socket.SOCK_STREAM)
+    taken = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: a closed one's leftovers do not count
     try:
-        taken.bind(address)
+        taken.bind((host, port))
     except OSError as error:
         taken.close()
         if isinstance(error, PermissionError):
             raise ServeError(f"{what} port {port} needs root (below 1024); choose a higher one") from None
-        owner = port_owner(port)
-        if owner is None and error.errno != errno.EADDRINUSE:
+        if error.errno != errno.EADDRINUSE:
             raise UsageError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --host") from None
+        owner = port_owner(port)
         by = f" by {owner}" if owner else ""
         raise ServeError(f"{what} port {port} is in use{by}; stop that, or choose another --{what}-port") from None
     return taken

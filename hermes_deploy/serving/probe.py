@@ -1,4 +1,4 @@
-"""Is the server really ready: one token, generated through the chat door, over HTTP.
+"""Is the server really ready: one token, generated through each door, over HTTP.
 
 Triton's own readiness stays green when a model process is dead, so it is only asked first.
 Standard library only.
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import http.client
 import json
-
-from hermes_deploy.protocol.tensors import ENGINE
 
 _MESSAGES = json.dumps([{"role": "user", "content": "Hi"}])
 
@@ -26,12 +24,12 @@ def says_ready(host: str, port: int, timeout: float = 2.0) -> bool:
         connection.close()
 
 
-def generates(host: str, port: int, timeout: float) -> str:
-    """Empty when one token was generated within `timeout` seconds, else why not."""
+def generates(host: str, port: int, model: str, timeout: float) -> str:
+    """Empty when `model` generated one token within `timeout` seconds, else why not."""
     connection = http.client.HTTPConnection(host, port, timeout=timeout)
     body = json.dumps({"messages": _MESSAGES, "max_tokens": 1, "temperature": 0.0})
     try:
-        connection.request("POST", f"/v2/models/{ENGINE}/generate_stream", body, {"Content-Type": "application/json"})
+        connection.request("POST", f"/v2/models/{model}/generate_stream", body, {"Content-Type": "application/json"})
         answer = connection.getresponse()
         text = answer.read().decode(errors="replace").strip()
     except (OSError, http.client.HTTPException) as error:

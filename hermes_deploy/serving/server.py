@@ -24,13 +24,15 @@ from types import FrameType, TracebackType
 from typing import IO, NoReturn
 
 from hermes_deploy.errors import ServeError
+from hermes_deploy.protocol.tensors import ENGINE, ENSEMBLE
 from hermes_deploy.serving import guard, launch, preflight
-from hermes_deploy.serving.ports import claim_ports
+from hermes_deploy.serving.ports import claim_ports, resolve_host
 from hermes_deploy.serving.probe import generates, says_ready
 
 _EXIT_SECONDS = 10.0
 _TAIL_LINES = 15
 _TAIL_BYTES = 1 << 16
+# Triton 2.51 logs "HandleCancellation called even when ..." as an error when a client closes a finished stream
 _TELLING = re.compile(r"^E\d{4} |^guard:|^Traceback|^  File |^\w*Error\b")
 
 
@@ -89,11 +91,10 @@ class Server:
     @property
     def endpoints(self) -> Endpoints:
         host = self._reachable_host()
-        bracketed = f"[{host}]" if ":" in host else host
         return Endpoints(
-            grpc=f"{bracketed}:{self.grpc_port}",
-            http=f"http://{bracketed}:{self.http_port}",
-            metrics=f"http://{bracketed}:{self.metrics_port}/metrics",
+            grpc=f"{host}:{self.grpc_port}",
+            http=f"http://{host}:{self.http_port}",
+            metrics=f"http://{host}:{self.metrics_port}/metrics",
         )
 
     def start(self) -> Server:
@@ -102,6 +103,7 @@ class Server:
         Raises ArtifactError, UsageError or ServeError; then nothing is left running.
         """
         plan = preflight.check(self._artifact, max_context=self._limits[0], max_slots=self._limits[1])
+        self._host = resolve_host(self._host)
         self._ports = claim_ports(self._host, self._ports)
         run_folder = Path(tempfile.mkdtemp(prefix="hermes-serve-"))
         try:
@@ -176,13 +178,14 @@ class Server:
             if time.monotonic() > deadline:
                 raise ServeError(self._obituary(f"the server was not ready after {self._ready_timeout:g} s"))
             time.sleep(0.05)
-        problem = generates(host, port, max(1.0, deadline - time.monotonic()))
-        if problem:
-            raise ServeError(self._obituary(f"the server is up but generated nothing: {problem}"))
+        for model in (ENGINE, ENSEMBLE):
+            problem = generates(host, port, model, max(1.0, deadline - time.monotonic()))
+            if problem:
+                raise ServeError(self._obituary(f"the server is up, but {model} generated nothing: {problem}"))
         os.write(self._lifeline, b"r")
 
     def _reachable_host(self) -> str:
-        return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(self._host, self._host)
+        return "127.0.0.1" if self._host == "0.0.0.0" else self._host
 
     def _obituary(self, what: str) -> str:
         """`what`, the exit status, and the lines of the log that say why."""
@@ -200,7 +203,7 @@ def tail(log: IO[bytes]) -> str:
     end = log.seek(0, os.SEEK_END)
     log.seek(max(0, end - _TAIL_BYTES))
     lines = log.read().decode(errors="replace").splitlines()
-    telling = [line for line in lines if _TELLING.search(line)]
+    telling = [line for line in lines if _TELLING.search(line) and "HandleCancellation" not in line]
     return "\n".join((telling or lines)[-_TAIL_LINES:])
 
 

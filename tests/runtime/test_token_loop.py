@@ -111,7 +111,6 @@ def test_the_end_of_the_context_ends_the_answer() -> None:
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        (ask([1] * 64), "the prompt has 64 tokens; the context of this server is 64 tokens"),
         (ask([]), "no tokens"),
         (ask([1], max_tokens=0), "max_tokens is 0"),
         (ask([1, 100]), "token id 100; this model has ids 0 to 99"),
@@ -122,6 +121,14 @@ def test_a_request_that_can_never_run_is_refused_at_once(asked: Generation, mess
     with running(FakeSession()) as loop, pytest.raises(RequestError, match=message) as refused:
         loop.submit(asked)
     assert refused.value.code == "INVALID_ARGUMENT"
+
+
+def test_a_prompt_longer_than_the_context_is_refused_with_the_numbers() -> None:
+    with running(FakeSession()) as loop:
+        with pytest.raises(RequestError, match="the prompt has 64 tokens; the context of this server is 64") as refused:
+            loop.submit(ask([1] * 64))
+        assert refused.value.code == "OUT_OF_RANGE"
+        assert collect(loop.submit(ask([1] * 63)))[1].finish == "length"
 
 
 def test_over_the_queue_the_caller_is_told_at_once_and_room_comes_back() -> None:
