@@ -140,7 +140,8 @@ def _follow(request: BuildRequest, plan_fd: int, progress: Callable[[EngineProgr
         try:
             os.close(request_read)
             os.close(answer_write)
-            with os.fdopen(request_write, "w", encoding="utf-8") as stream:
+            # a child that died at once says why below
+            with contextlib.suppress(BrokenPipeError), os.fdopen(request_write, "w", encoding="utf-8") as stream:
                 stream.write(request.model_dump_json())
             phase = "start"
             for line in answers:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from google.protobuf.message import DecodeError
 
 from hermes_deploy.engines.layers import fused_attention, gemms, read_record
 from hermes_deploy.engines.logger import Heard, make_logger
@@ -88,12 +89,19 @@ def _parse(trt: Any, builder: Any, logger: Any, heard: Heard, path: Path) -> tup
             raise EngineError(f"{trt.__name__} cannot parse {path}: {heard.first_error()}")
         error = parser.get_error(0)
         node = f" at node {error.node_name()!r} ({error.node_operator()})" if error.node_operator() else ""
-        raise EngineError(f"{trt.__name__} cannot parse {path}{node}: {error.desc()}")
+        # what was logged before is the cause, such as the file that could not be opened
+        cause = heard.first_error()
+        before = "" if error.desc() in cause else f"{cause}. "
+        raise EngineError(f"{trt.__name__} cannot parse {path}{node}: {before}{error.desc()}")
     return network, parser
 
 
 def _output_names(path: Path) -> dict[str, list[int | str]]:
-    outputs = onnx.load(path, load_external_data=False).graph.output
+    try:
+        outputs = onnx.load(path, load_external_data=False).graph.output
+    except DecodeError as error:
+        # TensorRT's parser takes some garbage for an empty graph
+        raise EngineError(f"{path} is not an ONNX graph: {error}") from None
     return {o.name: [d.dim_param or d.dim_value for d in o.type.tensor_type.shape.dim] for o in outputs}
 
 

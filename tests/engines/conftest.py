@@ -1,0 +1,38 @@
+"""Recipes and targets that the engine tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hermes_deploy.engines import EngineFiles, build_engine, serving_profiles
+from hermes_deploy.recipes import Recipe, load_recipe
+from hermes_deploy.targets import target
+from tests.engines.decoder_onnx import Decoder, write_decoder
+
+ALL = ("sm80", "sm86", "sm89", "sm120")
+Build = Callable[..., EngineFiles]
+
+
+def recipe_with_fp16_head(name: str) -> Recipe:
+    """The hand-made decoder keeps its head in fp16."""
+    return load_recipe(name).model_copy(update={"head": "fp16"})
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Build:
+    """Really builds a hand-made decoder; `recipe` defaults to the decoder's own form."""
+
+    def run(decoder: Decoder, targets: tuple[str, ...] = ALL, recipe: str = "", folder: str = "engine") -> EngineFiles:
+        onnx = write_decoder(tmp_path / "graph", decoder)
+        return build_engine(
+            onnx,
+            [target(name) for name in targets],
+            tmp_path / folder,
+            recipe=recipe_with_fp16_head(recipe or decoder.form),
+            profiles=serving_profiles(prefill_chunk=32, max_slots=4),
+        )
+
+    return run
