@@ -21,18 +21,20 @@ def recipe_with_fp16_head(name: str) -> Recipe:
     return load_recipe(name).model_copy(update={"head": "fp16"})
 
 
+def build_decoder(folder: Path, decoder: Decoder, targets: tuple[str, ...], recipe: str = "") -> EngineFiles:
+    """Really builds a hand-made decoder into `folder/engine`; `recipe` defaults to its own form."""
+    return build_engine(
+        write_decoder(folder / "graph", decoder),
+        [target(name) for name in targets],
+        folder / "engine",
+        recipe=recipe_with_fp16_head(recipe or decoder.form),
+        profiles=serving_profiles(prefill_chunk=32, max_slots=4),
+    )
+
+
 @pytest.fixture
 def build(tmp_path: Path) -> Build:
-    """Really builds a hand-made decoder; `recipe` defaults to the decoder's own form."""
-
-    def run(decoder: Decoder, targets: tuple[str, ...] = ALL, recipe: str = "", folder: str = "engine") -> EngineFiles:
-        onnx = write_decoder(tmp_path / "graph", decoder)
-        return build_engine(
-            onnx,
-            [target(name) for name in targets],
-            tmp_path / folder,
-            recipe=recipe_with_fp16_head(recipe or decoder.form),
-            profiles=serving_profiles(prefill_chunk=32, max_slots=4),
-        )
+    def run(decoder: Decoder, targets: tuple[str, ...] = ALL, recipe: str = "") -> EngineFiles:
+        return build_decoder(tmp_path, decoder, targets, recipe)
 
     return run

@@ -10,13 +10,20 @@ import pytest
 
 from hermes_deploy.engines import PLAN, SIDECAR, EngineFiles, read_sidecar, write_sidecar
 from hermes_deploy.errors import ArtifactError
-from tests.engines.conftest import Build
+from tests.engines.conftest import build_decoder
 from tests.engines.decoder_onnx import Decoder
 
 
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> EngineFiles:
+    return build_decoder(tmp_path_factory.mktemp("built"), Decoder("int4", layers=1), ("sm86", "sm89"))
+
+
 @pytest.fixture
-def engine(build: Build) -> EngineFiles:
-    return build(Decoder("int4", layers=1), ("sm86", "sm89"))
+def engine(built: EngineFiles, tmp_path: Path) -> EngineFiles:
+    """A copy that a test may damage."""
+    folder = shutil.copytree(built.plan.parent, tmp_path / "engine")
+    return EngineFiles(folder / PLAN, folder / SIDECAR, built.sidecar)
 
 
 def test_it_tells_inputs_outputs_profiles_and_versions_without_a_gpu(engine: EngineFiles) -> None:
@@ -79,8 +86,8 @@ def test_a_truncated_plan_is_found_without_reading_it(engine: EngineFiles) -> No
         read_sidecar(engine.plan.parent, verify=False)
 
 
-def test_the_sidecar_of_another_engine_is_refused(engine: EngineFiles, build: Build) -> None:
-    other = build(Decoder("int4", layers=1, block_size=32), ("sm86",), folder="other")
+def test_the_sidecar_of_another_engine_is_refused(engine: EngineFiles, tmp_path: Path) -> None:
+    other = build_decoder(tmp_path / "other", Decoder("int4", layers=1, block_size=32), ("sm86",))
     shutil.copy(other.sidecar_path, engine.sidecar_path)
     with pytest.raises(ArtifactError, match="sidecar"):
         read_sidecar(engine.plan.parent)
