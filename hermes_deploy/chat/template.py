@@ -24,6 +24,7 @@ from hermes_deploy.errors import CheckpointError, RequestError
 MAX_STEPS = 1 << 20
 MAX_TEXT = 8 << 20
 _MAX_INDENT = 16
+_MAX_BITS = 1024
 _WIDE_METHODS = frozenset({"center", "ljust", "rjust", "zfill", "expandtabs", "format", "format_map", "translate"})
 _WIDE_FILTERS = ("center", "format", "indent", "wordwrap", "pprint", "urlize", "xmlattr", "filesizeformat", "random")
 _FAULTS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
@@ -115,6 +116,9 @@ class _Environment(ImmutableSandboxedEnvironment):
             return False
         return super().is_safe_attribute(obj, attr, value)
 
+    def wrap_str_format(self, value: Any) -> None:
+        """jinja2 would offer its own safe form of str.format, which pads to any width; here there is none."""
+
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         _step()
         owner = getattr(__obj, "__self__", None)
@@ -123,7 +127,7 @@ class _Environment(ImmutableSandboxedEnvironment):
                 _replaceable(owner, *args, **kwargs)
             elif __obj.__name__ == "join" and args:
                 args = (list(_within(map(str, args[0]), MAX_TEXT, len(owner))),)
-        return super(_Environment, __self).call(__context, __obj, *args, **kwargs)
+        return super().call(__context, __obj, *args, **kwargs)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         _step()
@@ -135,7 +139,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             size, times = (len(right), left) if isinstance(left, int) else (len(left), right)
             _check_size(size * max(0, times))
         if operator == "*" and isinstance(left, int) and isinstance(right, int):
-            _check_size((left.bit_length() + right.bit_length()) // 64)
+            _check_number(left.bit_length() + right.bit_length())
         if operator == "+" and hasattr(left, "__len__") and hasattr(right, "__len__"):
             _check_size(len(left) + len(right))
         return super().call_binop(context, operator, left, right)
@@ -168,6 +172,11 @@ def _check_size(size: float) -> None:
         raise jinja2.TemplateError(f"it makes a value of more than {MAX_TEXT} characters")
 
 
+def _check_number(bits: int) -> None:
+    if bits > _MAX_BITS:
+        raise jinja2.TemplateError(f"it makes a number of more than {_MAX_BITS} bits")
+
+
 def _within(pieces: Iterable[str], limit: int, between: int = 0) -> Iterator[str]:
     size = 0
     for piece in pieces:
@@ -187,10 +196,10 @@ def _joined(items: list[Any]) -> str:
     return "".join(_within(map(str, items), MAX_TEXT))
 
 
-def _replaceable(text: Any, old: Any = "", new: Any = "", *_: Any, **__: Any) -> str:
-    text = str(text)
-    _check_size(len(text) + (text.count(str(old)) * len(str(new))))
-    return text
+def _replaceable(text: object, old: Any = "", new: Any = "", *_: Any, **__: Any) -> str:
+    plain = str(text)
+    _check_size(len(plain) + plain.count(str(old)) * len(str(new)))
+    return plain
 
 
 def _raise_exception(message: str) -> None:
@@ -211,4 +220,6 @@ def _tojson(
     """json.dumps without the escaping of HTML that jinja2's own filter does; chat models expect it so."""
     if indent is not None and (type(indent) is not int or indent > _MAX_INDENT):
         raise jinja2.TemplateError(f"tojson with an indent of {indent!r}; at most {_MAX_INDENT}")
+    if separators is not None and any(len(text) > _MAX_INDENT for text in separators):
+        raise jinja2.TemplateError(f"tojson with separators of more than {_MAX_INDENT} characters")
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

@@ -70,6 +70,9 @@ def read_folder_tokenizer(folder: Path) -> FolderTokenizer:
     """Raises CheckpointError when there is no tokenizer that can be read."""
     settings = read_json(folder / "tokenizer_config.json")
     names = {**read_json(folder / "special_tokens_map.json"), **settings}
+    if not (folder / "tokenizer.json").exists():
+        # Mistral's own files have these two under these names and need no tokenizer_config.json.
+        names = {"bos_token": "<s>", "eos_token": "</s>"} | names
     return FolderTokenizer(
         tokenizer_json=_tokenizer_json(folder, settings),
         template=_template(folder, settings),
