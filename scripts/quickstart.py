@@ -64,7 +64,7 @@ def main() -> int:
         began = time.perf_counter()
         with Server(options.artifact, grpc_port=0, http_port=0, metrics_port=0) as server:
             times["server ready"] = time.perf_counter() - began
-            url = f"localhost:{server.grpc_port}"
+            url = server.endpoints.grpc
             answers = ask_both(url, options.prompt, options.max_tokens, console)
             report(times, answers, console)
             failed = [a for a in answers.values() if a.error is not None]
@@ -129,7 +129,7 @@ def stream(client: Client, door: str, prompt: str, max_tokens: int, answer: Answ
                 answer.first = now if answer.first is None else answer.first
                 answer.last = now
                 answer.text += piece.text
-                answer.tokens = piece.completion_tokens
+                answer.tokens = piece.usage.completion_tokens
                 answer.finish_reason = piece.finish_reason or ""
     except HermesDeployError as error:
         answer.error = error

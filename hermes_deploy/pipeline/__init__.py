@@ -1,0 +1,7 @@
+"""The stages of `build`, run in order: resumes nothing yet, publishes all or nothing."""
+
+from hermes_deploy.pipeline.build import build_artifact
+from hermes_deploy.pipeline.events import StageEvent
+from hermes_deploy.pipeline.request import BuildReport, BuildRequest
+
+__all__ = ["BuildReport", "BuildRequest", "StageEvent", "build_artifact"]

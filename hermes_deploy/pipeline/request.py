@@ -50,5 +50,3 @@ class BuildReport:
     gates: list[str] = field(default_factory=list)
     measures: dict[str, dict[str, float]] = field(default_factory=dict)
     stages: dict[str, float] = field(default_factory=dict)
-
-

@@ -1,0 +1,56 @@
+"""Which graphs a build makes: targets that can take the same graph share one.
+
+A served variant (ONNX Runtime) is saved straight into the artifact; an engine's graph is work that
+TensorRT reads and the artifact does not carry.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hermes_deploy.checkpoints.checkpoint import Checkpoint
+from hermes_deploy.graphs import GraphSpec, build_decoder, save_model
+from hermes_deploy.quantization import ActivationRanges, quantize
+from hermes_deploy.recipes import Recipe
+from hermes_deploy.targets import Target
+
+MODEL = "model.onnx"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Targets of one dialect, activation and engine kind. `name` is its folder."""
+
+    name: str
+    targets: tuple[Target, ...]
+    served: bool
+
+
+def plan_variants(targets: tuple[Target, ...]) -> tuple[Variant, ...]:
+    """One variant for each ONNX Runtime target, one for all TensorRT targets together."""
+    variants = [Variant(t.name, (t,), served=True) for t in targets if t.engine == "onnxruntime"]
+    engines = tuple(t for t in targets if t.engine == "tensorrt")
+    if engines:
+        variants.append(Variant("tensorrt", engines, served=False))
+    return tuple(variants)
+
+
+def save_variant(
+    variant: Variant, folder: Path, recipe: Recipe, checkpoint: Checkpoint, ranges: ActivationRanges | None
+) -> tuple[Path, int | None]:
+    """Writes the quantized graph of `variant` into `folder`; gives its path and the INT4 block size."""
+    target = variant.targets[0]
+    spec = GraphSpec(
+        checkpoint.config,
+        target.dialect,
+        target.activation,
+        recipe.max_context,
+        # the table is only looked up: fp16 halves it, and a quantized recipe has no use for more
+        embedding="fp32" if recipe.linear == "fp32" else "fp16",
+    )
+    model = build_decoder(spec, checkpoint.tensors)
+    report = quantize(model, recipe, target, ranges)
+    folder.mkdir(parents=True)
+    save_model(model, folder / MODEL)
+    return folder / MODEL, report.block_size
