@@ -118,6 +118,7 @@ _NO_CONNECTION = re.compile(
     re.IGNORECASE,
 )
 _HTTP1 = re.compile(r"http1\.x server|HTTP status code|missing selected ALPN|Failed parsing HTTP/2", re.IGNORECASE)
+_HUNG_UP = re.compile(r"socket closed|reset by peer|broken pipe|end of file", re.IGNORECASE)
 _UNKNOWN_MODEL = re.compile(r"unknown model|no available versions|is not ready", re.IGNORECASE)
 _TOO_LARGE = re.compile(r"message larger than max", re.IGNORECASE)
 
@@ -162,10 +163,15 @@ def _explain(
         return ProtocolMismatch, (
             f"{call.url} does not speak gRPC (probably an HTTP port). Triton's gRPC port is 8001 unless set otherwise"
         )
-    if code in ("UNAVAILABLE", "NOT_FOUND", "INVALID_ARGUMENT") and _UNKNOWN_MODEL.search(details):
+    if code in ("", "UNKNOWN", "UNAVAILABLE", "NOT_FOUND", "INVALID_ARGUMENT") and _UNKNOWN_MODEL.search(details):
         return ModelNotFound, (
             f"the server at {call.url} does not serve the model {call.model!r} now: {words}. "
             "Check that it serves an artifact of `hermes-deploy build` and is ready: hermes-deploy serve DIR"
+        )
+    if code == "UNAVAILABLE" and _NO_CONNECTION.search(details) and _HUNG_UP.search(details):
+        return ConnectionFailed, (
+            f"something listens at {call.url}, but hangs up on gRPC: {words}. It is starting or stopping, or it is "
+            "not a gRPC port (Triton's is usually 8001)"
         )
     if code == "UNAVAILABLE" and _NO_CONNECTION.search(details):
         return ConnectionFailed, (

@@ -6,6 +6,7 @@ One thread reads; any thread may call `cancel()`.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
@@ -25,6 +26,10 @@ from hermes_deploy.client.errors import (
 from hermes_deploy.client.records import Answer, Piece, Timing, Usage
 from hermes_deploy.client.wire import is_final, read_piece
 
+_GOODBYE_S = 0.5
+"""Seconds that a complete answer waits for the server to close its side: Triton logs an error at each
+client that hangs up first."""
+
 
 class Stream(Iterator[Piece]):
     """Made by `Client.stream`. `text` is what has come so far; `result()` reads to the end."""
@@ -40,7 +45,11 @@ class Stream(Iterator[Piece]):
         self._cancelled = False
         self._began = time.monotonic()
         self._first_piece_at: float | None = None
+        self._final = False
+        self._untold_ids: tuple[int, ...] = ()
+        self._ended = threading.Event()
         self._responses = start()
+        self._responses.add_done_callback(lambda _: self._ended.set())
 
     @property
     def request_id(self) -> str:
@@ -59,8 +68,8 @@ class Stream(Iterator[Piece]):
         if self._finish_reason and self._answer is None:
             self._complete()
         self._cancelled = self._cancelled or self._answer is None
-        # after the last piece it only lets go of the status that would follow
-        self._responses.cancel()
+        if not (self._final and self._ended.wait(_GOODBYE_S)):
+            self._responses.cancel()
 
     def cancel(self) -> None:
         """As `close`, from any thread: the reader gets Cancelled."""
@@ -117,6 +126,7 @@ class Stream(Iterator[Piece]):
             )
         piece = self._take(response) if response.outputs else None
         if self._failure is None and is_final(response):
+            self._final = True
             self._end()
         return piece
 
@@ -140,9 +150,12 @@ class Stream(Iterator[Piece]):
                 partial_text=self.text,
             )
         self._finish_reason = self._finish_reason or finish or ""
+        ids = self._untold_ids + received.token_ids
         if not received.text and finish is None:
+            self._untold_ids = ids  # half a character: its tokens belong to the piece that shows it
             return None
-        return Piece(received.text, received.token_ids, finish, received.usage)
+        self._untold_ids = ()
+        return Piece(received.text, ids, finish, received.usage)
 
     def _end(self) -> None:
         if self._finish_reason:

@@ -99,6 +99,14 @@ def test_any_text_arrives_as_it_was_sent_in_both_directions(
     assert messages_of(triton.requests[-1]) == [{"role": "user", "content": "".join(texts)}]
 
 
+def test_tokens_without_text_are_told_with_the_text_that_they_become(triton: FakeTriton, client: Client) -> None:
+    triton.script = lambda _r, _c: iter(
+        (piece("a", ids=(1,)), piece("", ids=(2,)), piece("", ids=(3,)), piece("é", "stop", ids=(4,), final=True))
+    )
+    with client.stream("?") as stream:
+        assert [(p.text, p.token_ids) for p in stream] == [("a", (1,)), ("é", (2, 3, 4))]
+
+
 def test_leaving_a_stream_early_cancels_it_on_the_server(triton: FakeTriton, client: Client) -> None:
     triton.script = endless
     with client.stream("?") as stream:
