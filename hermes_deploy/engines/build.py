@@ -19,13 +19,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hermes_deploy.engines.availability import flavour_for
+from hermes_deploy.engines.availability import flavour_for, gpu_capabilities
 from hermes_deploy.engines.profiles import Profile
 from hermes_deploy.engines.request import Answer, BuildRequest
 from hermes_deploy.engines.sidecar import PLAN, SIDECAR, EngineSidecar, ProfileEntry, SizeRange, write_sidecar
 from hermes_deploy.errors import EngineError
 from hermes_deploy.recipes import Recipe
-from hermes_deploy.targets import Target
+from hermes_deploy.targets import Target, target
 
 PARTIAL = f"{PLAN}.partial"
 
@@ -68,8 +68,8 @@ def build_engine(
         raise EngineError(f"there is no graph to build from: {onnx_path} is not a file")
     if not profiles:
         raise EngineError("an engine needs at least one optimization profile, see serving_profiles")
-    for target in targets:
-        recipe.check_target(target)
+    for wanted in targets:
+        recipe.check_target(wanted)
     request = BuildRequest(
         parent=os.getpid(),
         onnx=str(onnx_path.absolute()),
@@ -126,6 +126,10 @@ def _follow(request: BuildRequest, plan_fd: int, progress: Callable[[EngineProgr
     answer_read, answer_write = os.pipe()
     given = (request_read, answer_write, plan_fd)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    if request.flavour == "tensorrt" and "CUDA_VISIBLE_DEVICES" not in environment:
+        # full TensorRT builds for the first GPU it sees: show it the one that was asked for
+        wanted = gpu_capabilities().index(target(request.targets[0]).compute_capability or (0, 0))
+        environment |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": str(wanted)}
     with tempfile.TemporaryFile() as words, os.fdopen(answer_read, encoding="utf-8") as answers:
         child = subprocess.Popen(
             [sys.executable, "-P", "-m", "hermes_deploy.engines.process", *(str(fd) for fd in given)],
