@@ -81,36 +81,27 @@ def _parse(view: memoryview) -> GgufHeader:
         raise ValueError(f"general.alignment is {alignment!r}, not a power of two")
     base = -(-cursor.at // alignment) * alignment
     tensors: dict[str, GgufTensor] = {}
+    expected = 0
     for name, shape, kind, offset in infos:
         if name in tensors:
             raise ValueError(f"tensor {name} occurs twice")
-        tensors[name] = _place(name, shape, kind, offset, base, alignment, len(view))
-    _refuse_overlap(tensors)
+        # Writers lay tensors out in order without gaps; anything else is damage that could swap weights.
+        if offset != expected:
+            raise ValueError(f"tensor {name} lies at {offset}, the one before it asks for {expected}")
+        tensor = tensors[name] = _place(name, shape, kind, base + offset, len(view))
+        expected = -(-(tensor.end - base) // alignment) * alignment
     return GgufHeader(metadata, tensors, view)
 
 
-def _place(
-    name: str, shape: tuple[int, ...], kind: int, offset: int, base: int, alignment: int, size: int
-) -> GgufTensor:
+def _place(name: str, shape: tuple[int, ...], kind: int, begin: int, size: int) -> GgufTensor:
     quantization = GGMLQuantizationType(kind)
     block, block_bytes = GGML_QUANT_SIZES[quantization]
     if shape[-1] % block:
         raise ValueError(f"tensor {name}: rows of {shape[-1]} are not whole blocks of {block} ({quantization.name})")
-    if offset % alignment:
-        raise ValueError(f"tensor {name} lies at {offset}, not a multiple of {alignment}")
-    begin = base + offset
     end = begin + math.prod(shape) // block * block_bytes
     if end > size:
         raise ValueError(f"tensor {name} ends at byte {end}, the file at {size}; the download is cut off")
     return GgufTensor(name, shape, quantization, begin, end)
-
-
-def _refuse_overlap(tensors: dict[str, GgufTensor]) -> None:
-    position, before = 0, ""
-    for tensor in sorted(tensors.values(), key=lambda t: t.begin):
-        if tensor.begin < position:
-            raise ValueError(f"tensors {before} and {tensor.name} overlap")
-        position, before = tensor.end, tensor.name
 
 
 class _Cursor:

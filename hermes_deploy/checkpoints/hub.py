@@ -6,6 +6,8 @@ Only safetensors, JSON, tokenizer and notice files are asked for: pickles are ne
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -33,6 +35,8 @@ _ALLOW = [
 ]
 # Mistral's repositories carry every weight a second time in their own layout; subfolders are other formats.
 _IGNORE = ["consolidated*", "*/*"]
+# The hub's library lets errors of its HTTP client through; version 1 uses httpx, version 2 httpx2.
+_TransportError: type[Exception] = import_module("httpx2" if find_spec("httpx2") else "httpx").HTTPError
 
 
 def open_hub(repo: str, *, revision: str | None, cache_dir: Path | None) -> Checkpoint:
@@ -61,10 +65,15 @@ def open_hub(repo: str, *, revision: str | None, cache_dir: Path | None) -> Chec
         ) from None
     except HFValidationError as error:
         raise CheckpointError(f"{repo!r} is not a hub id: {error}") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except (LocalEntryNotFoundError, HfHubHTTPError, _TransportError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(
             f"{at} could not be fetched and is not whole in the cache: {reason} "
             "Check the network, or give a local folder."
         ) from None
+    if not any(folder.glob("*.safetensors")):
+        raise CheckpointError(
+            f"{at} has no safetensors weights; pickled ones (.bin, .pt) run code when they are opened and are never "
+            "downloaded, and a GGUF is used by downloading it and giving the file"
+        )
     return open_folder(folder, name=repo, source=f"hub {repo}", revision=folder.name)

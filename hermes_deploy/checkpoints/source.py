@@ -17,7 +17,7 @@ _FORMS = f"a model is: {DEMO} (the demo), a folder in Hugging Face layout, a .gg
 def open_source(model: str, *, revision: str | None, cache_dir: Path | None) -> Checkpoint:
     path = Path(model).expanduser()
     hub_id = _HUB_ID.fullmatch(model) is not None and not model.endswith(".gguf")
-    local = model != DEMO and path.exists()
+    local = bool(model) and model != DEMO and path.exists()
     if revision is not None and (local or not hub_id):
         raise CheckpointError(
             f"--revision {revision} was given, but {model} is not a hub id; only those have revisions"
