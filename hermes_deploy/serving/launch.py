@@ -42,6 +42,7 @@ def find_triton(run_folder: Path) -> Triton:
         # the stub takes the first python of PATH, and with it this environment's packages
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "PYTHONUNBUFFERED": "1",
+        "ORT_DISABLE_TELEMETRY": os.environ.get("ORT_DISABLE_TELEMETRY", "1"),
     }
     own = tritonserver()
     if own is not None:

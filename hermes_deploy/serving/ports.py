@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 from pathlib import Path
@@ -64,16 +65,21 @@ def port_owner(port: int) -> str | None:
     """`name (pid N)` of the process that listens on `port`, where /proc shows it to this user."""
     inodes = _listening_inodes(port)
     for process in Path("/proc").iterdir() if inodes else ():
-        if not process.name.isdigit():
-            continue
-        try:
-            links = [str(handle.readlink()) for handle in (process / "fd").iterdir()]
-            name = (process / "comm").read_text().strip()
-        except OSError:  # another user's, or gone meanwhile
-            continue
-        if inodes & set(links):
-            return f"{name} (pid {process.name})"
+        if process.name.isdigit() and inodes & _open_files(process):
+            return f"{(process / 'comm').read_text().strip()} (pid {process.name})"
     return None
+
+
+def _open_files(process: Path) -> set[str]:
+    """Link targets of its descriptors; empty for another user's process."""
+    found = set()
+    try:
+        for handle in (process / "fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                found.add(str(handle.readlink()))
+    except OSError:
+        return set()
+    return found
 
 
 def _listening_inodes(port: int) -> set[str]:

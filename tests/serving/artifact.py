@@ -19,14 +19,15 @@ from hermes_deploy.repository.manifest import (
 )
 from tests.fixtures.tiny import make_mistral
 
-MAX_CONTEXT = 192
+MAX_CONTEXT = 8192
+"""Long, so that an answer can go on for seconds: what cancels it must be the cancellation."""
 MAX_SLOTS = 4
 ENGINE_FILES = ("cpu/model.onnx", "cpu/model.onnx.data")
 
 
 def make_artifact(work: Path, target: str = "cpu") -> Path:
     """Writes `work`/artifact, with its engine under the name of `target`."""
-    checkpoint = open_checkpoint(str(make_mistral(work / "checkpoint")))
+    checkpoint = open_checkpoint(str(make_mistral(work / "checkpoint", max_position_embeddings=MAX_CONTEXT)))
     files = [name.replace("cpu", target) for name in ENGINE_FILES]
     graph = work / "model.onnx"
     save_model(build_decoder(GraphSpec(checkpoint.config, "ort", "fp32", MAX_CONTEXT), checkpoint.tensors), graph)

@@ -1,0 +1,102 @@
+"""What is not as it was built, or cannot run here, is refused before a process is started."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from hermes_deploy.errors import ArtifactError, ServeError, UsageError
+from hermes_deploy.protocol.tensors import ENGINE
+from hermes_deploy.repository.engine_config import read_engine_config
+from hermes_deploy.serving import Server
+from hermes_deploy.serving.launch import command, find_triton, write_models
+from hermes_deploy.serving.preflight import check
+from tests.serving.artifact import MAX_CONTEXT, MAX_SLOTS, seal
+
+
+@pytest.fixture
+def copy(artifact: Path, tmp_path: Path) -> Path:
+    """An artifact to damage."""
+    return Path(shutil.copytree(artifact, tmp_path / "artifact"))
+
+
+def refused(artifact: Path) -> str:
+    with pytest.raises(ArtifactError) as error:
+        Server(artifact, grpc_port=0, http_port=0, metrics_port=0).start()
+    return str(error.value)
+
+
+def test_an_intact_artifact_is_planned_as_it_was_built(artifact: Path) -> None:
+    plan = check(artifact)
+    assert (plan.target, plan.max_context, plan.max_slots) == ("cpu", MAX_CONTEXT, MAX_SLOTS)
+
+
+def test_one_changed_byte_is_refused_and_the_file_is_named(copy: Path) -> None:
+    weights = copy / "hermes_engine/1/cpu/model.onnx.data"
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(data)
+    assert "hermes_engine/1/cpu/model.onnx.data: sha256 differs from the manifest" in refused(copy)
+
+
+def test_an_added_file_is_refused(copy: Path) -> None:
+    (copy / "hermes_engine/1/sitecustomize.py").write_text("import os")
+    assert "hermes_engine/1/sitecustomize.py: not named in the manifest" in refused(copy)
+
+
+def test_a_removed_file_is_refused(copy: Path) -> None:
+    (copy / "chatml_preprocess/1/tokenizer.json").unlink()
+    assert "chatml_preprocess/1/tokenizer.json: missing" in refused(copy)
+
+
+def test_a_folder_that_is_no_artifact_is_refused(tmp_path: Path) -> None:
+    assert "is not a hermes-deploy artifact" in refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"max_context": MAX_CONTEXT + 1}, f"was built for {MAX_CONTEXT}, which serving may lower"),
+        ({"max_slots": MAX_SLOTS + 1}, f"build again with --max-slots {MAX_SLOTS + 1}"),
+        ({"max_slots": 0}, f"allowed is 1 to {MAX_SLOTS}"),
+        ({"max_context": 3}, f"allowed is 16 to {MAX_CONTEXT}"),
+    ],
+)
+def test_limits_may_be_lowered_and_never_raised(artifact: Path, limits: dict[str, int], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        check(artifact, **limits)
+
+
+def test_lowered_limits_stand_in_the_config_that_triton_reads_and_the_artifact_keeps_its_own(
+    artifact: Path, tmp_path: Path
+) -> None:
+    write_models(check(artifact, max_context=64, max_slots=2), tmp_path / "models")
+    lowered = (tmp_path / "models" / ENGINE / "config.pbtxt").read_text()
+    assert 'string_value: "64"' in lowered
+    assert 'string_value: "2"' in lowered
+    assert f'string_value: "{MAX_CONTEXT}"' in (artifact / ENGINE / "config.pbtxt").read_text()
+
+
+def test_a_target_without_a_session_here_is_refused_with_the_reason(copy: Path) -> None:
+    config = read_engine_config(copy / ENGINE / "1")
+    target = config.targets[0].model_copy(update={"name": "sm89"})
+    seal(copy, config.model_copy(update={"targets": (target,)}))
+    with pytest.raises(ServeError, match="sm89: built, but this version serves only: cpu"):
+        check(copy)
+
+
+def test_the_containers_own_server_is_preferred_and_keeps_its_own_backends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "bin/tritonserver"
+    own.parent.mkdir()
+    own.write_text("#!/bin/sh\n")
+    own.chmod(0o755)
+    monkeypatch.setenv("PATH", str(own.parent))
+    triton = find_triton(tmp_path / "run")
+    assert triton.binary == own
+    flags = command(triton, tmp_path, "127.0.0.1", {"grpc": 1, "http": 2, "metrics": 3}, "x")
+    assert not any(flag.startswith("--backend-directory") for flag in flags)
+    assert not (tmp_path / "run").exists()
