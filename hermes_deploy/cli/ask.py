@@ -32,7 +32,10 @@ def ask(
         bool, typer.Option("--json", help="Print one JSON document when the answer is complete.")
     ] = False,
 ) -> None:
-    """Asks a served model and streams the answer. Ctrl-C cancels it on the server."""
+    """Asks a served model and streams the answer. Ctrl-C cancels it on the server.
+
+    Example: hermes-deploy ask 'What is the capital of France?' --max-tokens 50 --temperature 0
+    """
     from hermes_deploy.client import Client
 
     question = _standard_input() if prompt == "-" else prompt

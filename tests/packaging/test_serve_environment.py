@@ -14,7 +14,7 @@ from tests.serving.artifact import make_artifact
 
 pytestmark = [pytest.mark.xdist_group("packaging"), pytest.mark.slow]
 
-NOT_NEEDED = {"torch", "transformers", "onnx", "onnx-ir", "onnxscript", "optimum", "gguf", "safetensors", "ml-dtypes"}
+NOT_NEEDED = {"torch", "transformers", "onnx", "onnx-ir", "onnxscript", "optimum", "gguf", "safetensors"}
 
 
 def test_a_clean_environment_serves_and_answers_on_both_doors(wheel: Path, tmp_path: Path) -> None:
