@@ -55,12 +55,17 @@ def main(arguments: list[str]) -> int:
     finally:
         for pid in _group():
             _kill(pid)
-        shutil.rmtree(run_folder, ignore_errors=True)
-        for segment in Path("/dev/shm").glob(f"{shm_prefix}*"):
-            segment.unlink(missing_ok=True)
+        sweep(Path(run_folder), shm_prefix)
     if died:
         return MODEL_DIED
     return 128 - status if status < 0 else status
+
+
+def sweep(run_folder: Path, shm_prefix: str) -> None:
+    """Removes what a server of that run folder leaves in the file system."""
+    shutil.rmtree(run_folder, ignore_errors=True)
+    for segment in Path("/dev/shm").glob(f"{shm_prefix}*"):
+        segment.unlink(missing_ok=True)
 
 
 def _watch(server: subprocess.Popen[bytes], lifeline: int, stopping: Callable[[], bool]) -> bool:

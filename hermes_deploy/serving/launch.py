@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes.util
 import importlib.util
 import os
-import shutil
 import sys
 import sysconfig
 from collections.abc import Mapping
@@ -127,7 +126,3 @@ def _check_libpython(libdir: Path, version: str) -> None:
             f"Triton's Python backend needs libpython{version}.so, which this Python lacks. "
             f"Run: apt-get install libpython{version}"
         )
-
-
-def discard(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)

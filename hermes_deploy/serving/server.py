@@ -10,7 +10,6 @@ that nothing is left behind however this process ends.
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import signal
 import subprocess
@@ -28,12 +27,9 @@ from hermes_deploy.protocol.tensors import ENGINE, ENSEMBLE
 from hermes_deploy.serving import guard, launch, preflight
 from hermes_deploy.serving.ports import claim_ports, resolve_host
 from hermes_deploy.serving.probe import generates, says_ready
+from hermes_deploy.serving.server_log import last_words
 
 _EXIT_SECONDS = 10.0
-_TAIL_LINES = 15
-_TAIL_BYTES = 1 << 16
-# Triton 2.51 logs "HandleCancellation called even when ..." as an error when a client closes a finished stream
-_TELLING = re.compile(r"^E\d{4} |^guard:|^Traceback|^  File |^\w*Error\b")
 
 
 @dataclass(frozen=True)
@@ -74,6 +70,8 @@ class Server:
         self._ready_timeout = ready_timeout
         self._guard: subprocess.Popen[bytes] | None = None
         self._lifeline: int | None = None
+        self._run_folder: Path | None = None
+        self._shm_prefix = f"hermes-{os.getpid()}-{secrets.token_hex(4)}-"
         self._output: IO[bytes] | None = None
 
     @property
@@ -105,13 +103,12 @@ class Server:
         plan = preflight.check(self._artifact, max_context=self._limits[0], max_slots=self._limits[1])
         self._host = resolve_host(self._host)
         self._ports = claim_ports(self._host, self._ports)
-        run_folder = Path(tempfile.mkdtemp(prefix="hermes-serve-"))
+        self._run_folder = Path(tempfile.mkdtemp(prefix="hermes-serve-"))
         try:
-            self._launch(plan, run_folder)
+            self._launch(plan, self._run_folder)
             self._await_ready()
         except BaseException:
             self.stop()
-            launch.discard(run_folder)
             raise
         return self
 
@@ -126,13 +123,16 @@ class Server:
         if self._lifeline is not None:
             os.close(self._lifeline)
             self._lifeline = None
-        if self._guard is None:
-            return
-        try:
-            self._guard.wait(_EXIT_SECONDS + 5)
-        except subprocess.TimeoutExpired:
-            os.killpg(self._guard.pid, signal.SIGKILL)
-            self._guard.wait()
+        if self._guard is not None:
+            try:
+                self._guard.wait(_EXIT_SECONDS + 5)
+            except subprocess.TimeoutExpired:
+                os.killpg(self._guard.pid, signal.SIGKILL)
+                self._guard.wait()
+        if self._run_folder is not None:
+            # the guard did this, unless it was killed or never started
+            guard.sweep(self._run_folder, self._shm_prefix)
+            self._run_folder = None
 
     def __enter__(self) -> Server:
         return self.start()
@@ -146,10 +146,9 @@ class Server:
         triton = launch.find_triton(run_folder)
         models = run_folder / "models"
         launch.write_models(plan, models)
-        shm_prefix = f"hermes-{os.getpid()}-{secrets.token_hex(4)}-"
-        command = launch.command(triton, models, self._host, self._ports, shm_prefix)
+        command = launch.command(triton, models, self._host, self._ports, self._shm_prefix)
         read_end, self._lifeline = os.pipe()
-        guard_arguments = [str(read_end), str(run_folder), shm_prefix, str(_EXIT_SECONDS)]
+        guard_arguments = [str(read_end), str(run_folder), self._shm_prefix, str(_EXIT_SECONDS)]
         try:
             # without a name it leaves nothing behind, and outlives the run folder that the guard removes
             self._output = tempfile.TemporaryFile() if self._log is None else self._log.open("w+b")  # noqa: SIM115
@@ -194,17 +193,8 @@ class Server:
             what += ": a model process died"
         elif status is not None:
             what += f" (exit status {status})"
-        told = tail(self._output) if self._output is not None else ""
+        told = last_words(self._output) if self._output is not None else ""
         return f"{what}. Its log says:\n{told}" if told else f"{what}, and its log is empty"
-
-
-def tail(log: IO[bytes]) -> str:
-    """The last lines of a server log that say what went wrong; the very last ones where none does."""
-    end = log.seek(0, os.SEEK_END)
-    log.seek(max(0, end - _TAIL_BYTES))
-    lines = log.read().decode(errors="replace").splitlines()
-    telling = [line for line in lines if _TELLING.search(line) and "HandleCancellation" not in line]
-    return "\n".join((telling or lines)[-_TAIL_LINES:])
 
 
 class _Stopped(BaseException):

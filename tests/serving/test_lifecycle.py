@@ -111,7 +111,7 @@ def test_a_killed_guard_takes_the_server_with_it(serving: Serving) -> None:
     guard = next(p for p in serving.started if p.ppid() == serving.process.pid)
     guard.kill()
     assert serving.process.wait(30) == ServeError.exit_code
-    assert all_gone(serving.started)
+    serving.assert_nothing_left()
 
 
 def test_an_engine_that_does_not_load_is_reported_with_its_reason(tmp_path: Path, artifact: Path) -> None:

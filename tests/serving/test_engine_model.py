@@ -1,0 +1,138 @@
+"""The engine model when something goes wrong: before the first piece it is the request's error, after it in-band."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hermes_deploy.chat import ChatTokenizer
+from hermes_deploy.checkpoints.tokenizer_files import TokenizerFiles
+from hermes_deploy.repository.demo import demo_config
+from hermes_deploy.runtime.token_loop import TokenLoop
+from hermes_deploy.serving.engine_model import EngineModel
+from tests.fixtures.tiny import CHATML, byte_tokenizer_json
+from tests.runtime.fake_session import FakeSession
+from tests.serving import fake_triton
+from tests.serving.fake_triton import Request, Sender
+from tests.serving.processes import eventually
+
+WAIT = 10.0
+
+
+@pytest.fixture
+def session() -> FakeSession:
+    return FakeSession(slots=1, max_context=1 << 15, vocab_size=256)
+
+
+@pytest.fixture
+def engine(session: FakeSession) -> Iterator[Callable[..., Sender]]:
+    """Asks for an answer to the tokens 1, 2, 3; gives the sender on which it comes."""
+    tokenizer = ChatTokenizer(TokenizerFiles(byte_tokenizer_json().encode(), CHATML, None, "<|im_end|>", ()))
+    config = demo_config().model_copy(update={"stop_ids": ()})
+    model = EngineModel(fake_triton, config, tokenizer, TokenLoop(session, queue_limit=1), slots=1)
+
+    def ask(max_tokens: int = 5, **inputs: Any) -> Sender:
+        given = {"input_ids": np.array([1, 2, 3]), "temperature": np.array([0], np.float32), **inputs}
+        request = Request(max_tokens=np.array([max_tokens], np.int32), **given)
+        model.execute([request])
+        return request.sender
+
+    yield ask
+    model.close()
+
+
+def finished(sender: Sender) -> list[fake_triton.InferenceResponse]:
+    assert sender.done.wait(WAIT), "nobody answers"
+    return sender.sent
+
+
+def test_an_engine_that_fails_on_the_prompt_is_the_requests_own_error(
+    engine: Callable[..., Sender], session: FakeSession
+) -> None:
+    def fail(_kind: str, _slots: tuple[int, ...]) -> None:
+        raise OSError("no memory")
+
+    session.before = fail
+    (only,) = finished(engine())
+    assert only.error is not None
+    assert only.error.code == "INTERNAL"
+    assert str(only.error) == "INTERNAL: the engine failed on the prompt: OSError: no memory"
+
+
+def test_an_engine_that_fails_later_says_so_in_the_last_piece(
+    engine: Callable[..., Sender], session: FakeSession
+) -> None:
+    seen = threading.Event()
+
+    def fail(kind: str, _slots: tuple[int, ...]) -> None:
+        if kind == "decode":
+            assert seen.wait(WAIT)
+            raise OSError("the disk is gone")
+
+    session.before = fail
+    sender = engine()
+    assert eventually(lambda: bool(sender.sent))
+    seen.set()
+    *pieces, last = finished(sender)
+    assert last.error is None
+    assert last.tensors["finish_reason"].tolist() == [b"error"]
+    assert last.tensors["error_code"].tolist() == [b"INTERNAL"]
+    assert b"the disk is gone" in last.tensors["error_message"][0]
+    assert last.tensors["completion_tokens"].tolist() == [1]
+    assert len(pieces) == 1
+
+
+def test_over_the_queue_the_caller_is_told_with_a_code_that_says_come_back(
+    engine: Callable[..., Sender], session: FakeSession
+) -> None:
+    go_on = threading.Event()
+
+    def hold(_kind: str, _slots: tuple[int, ...]) -> None:
+        assert go_on.wait(WAIT)
+
+    session.before = hold
+    senders = [engine() for _ in range(4)]
+    # nobody can be answered, so whoever is done was refused: two of four, with one slot and a queue of one
+    assert eventually(lambda: sum(sender.done.is_set() for sender in senders) == 2)
+    errors = [sender.sent[0].error for sender in senders if sender.done.is_set()]
+    for error in errors:
+        assert error is not None
+        assert error.code == "UNAVAILABLE"
+        assert str(error).startswith("RESOURCE_EXHAUSTED: ")
+    go_on.set()
+    for sender in senders:
+        finished(sender)
+
+
+def test_a_caller_that_has_gone_frees_the_slot(engine: Callable[..., Sender]) -> None:
+    endless = engine(max_tokens=1 << 14)
+    waiting = engine(max_tokens=2)
+    endless.cancelled = True
+    assert finished(endless)[-1].tensors["finish_reason"].tolist() == [b"cancelled"]
+    assert finished(waiting)[-1].tensors["finish_reason"].tolist() == [b"length"]
+
+
+def test_a_fault_of_our_own_is_answered_and_logged(
+    engine: Callable[..., Sender], capfd: pytest.CaptureFixture[str]
+) -> None:
+    (only,) = finished(engine(input_ids=np.array(["not", "ids"], dtype=np.object_).view(Broken)))
+    assert only.error is not None
+    assert only.error.code == "INTERNAL"
+    assert "ZeroDivisionError" in str(only.error)
+    assert "Traceback" in capfd.readouterr().err
+
+
+class Broken(np.ndarray):  # type: ignore[type-arg]
+    """An array that fails when it is looked at, as nothing that Triton gives does."""
+
+    @property
+    def ndim(self) -> int:  # type: ignore[override]
+        return 1 // 0
+
+    @property
+    def dtype(self) -> Any:  # type: ignore[override]
+        return np.dtype(np.int64)
