@@ -85,27 +85,22 @@ def _shards(folder: Path) -> dict[str, set[str] | None]:
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{folder / INDEX} has no weight_map. Get the file again.")
-    shards: dict[str, set[str] | None] = {}
+    promised: dict[str, set[str]] = {}
     for tensor, shard in weight_map.items():
         # A plain name only: an index must not reach out of its folder.
-        if (
-            not isinstance(shard, str)
-            or not shard.endswith(".safetensors")
-            or Path(shard).name != shard
-            or "\\" in shard
-        ):
+        plain = isinstance(shard, str) and Path(shard).name == shard and "\\" not in shard
+        if not plain or not shard.endswith(".safetensors"):
             raise CheckpointError(
                 f"{folder / INDEX} places {tensor} in {shard!r}; only .safetensors files of the same folder are read"
             )
-        promised = shards.setdefault(shard, set())
-        assert promised is not None
-        promised.add(tensor)
+        promised.setdefault(shard, set()).add(tensor)
+    shards: dict[str, set[str] | None] = {shard: promised[shard] for shard in sorted(promised)}
     missing = [shard for shard in shards if not (folder / shard).is_file()]
     if missing:
         raise CheckpointError(
             f"{folder} is incomplete: {', '.join(missing)} of {len(shards)} shards missing. Get the checkpoint again."
         )
-    return dict(sorted(shards.items()))
+    return shards
 
 
 def _no_weights(folder: Path) -> CheckpointError:
