@@ -1,6 +1,6 @@
 """INT4 (round to nearest, blocks along K) and FP8 E4M3: passes over graphs with lazy weights.
 
-    ranges = calibrate(config, tensors, sequences)          # fp8 only
+    ranges = calibrate(config, tensors, sequences)          # fp8: needed; int4: better
     report = quantize(model, recipe, target, ranges)        # rewrites the graph, reads no weight
     graphs.save_model(model, path)                          # here the weights are quantized
 

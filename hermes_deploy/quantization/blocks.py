@@ -3,6 +3,9 @@
 Every block of `block_size` consecutive rows of one column shares a scale (and a zero point where
 the form has one). The scale is chosen from a short list of clippings by squared error and then
 refitted by least squares to the codes it gave; no randomness, so equal input gives equal bytes.
+Errors are weighted by `importance`, the mean square of the input that meets each row: what a layer
+computes is off by the sum of input x error, and a few inputs of a trained model are a hundred times
+larger than the rest. (Measured on SmolLM2-135M: KL to the reference falls by two fifths.)
 What comes out is what ONNX `DequantizeLinear(axis=0, block_size=...)` takes: two 4-bit codes to a
 byte, low nibble first, row-major. Knows no graph.
 """
@@ -24,11 +27,14 @@ Float = npt.NDArray[np.float32]
 _TILE = 1 << 16
 """Elements that one step works on: small enough that its temporaries stay in the core's cache."""
 
-_SYMMETRIC_DIVISORS = (7.0, 8.0)
+_SYMMETRIC_DIVISORS = (7.0, 8.5)
 """Candidates for scale = max|w| / divisor; above 7 the largest positive weight is clipped."""
 
-_ASYMMETRIC_SHRINKS = (1.0, 0.93)
+_ASYMMETRIC_SHRINKS = (1.0, 0.9)
 """Candidates for the share of the range [min, max] that the 16 levels span."""
+
+_REFITS = 2
+"""Times that codes are rounded and the scale is fitted to them."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +61,10 @@ class BlockQuantized:
     zero_points: npt.NDArray[np.uint8] | None
 
 
-def quantize_blocks(weight: npt.NDArray[Any], form: BlockForm, name: str = "weight") -> BlockQuantized:
-    """Quantizes `weight` [K, N]. `name` is for the message.
+def quantize_blocks(
+    weight: npt.NDArray[Any], form: BlockForm, name: str = "weight", importance: Float | None = None
+) -> BlockQuantized:
+    """Quantizes `weight` [K, N]. `name` is for the message. `importance` [K], None = all equal.
 
     Raises QuantizationError when block_size does not divide K or a weight is not finite.
     """
@@ -70,6 +78,7 @@ def quantize_blocks(weight: npt.NDArray[Any], form: BlockForm, name: str = "weig
     scales = np.empty((rows // block, columns), dtype=form.scale_dtype)
     zeros = None if form.symmetric else np.empty((rows // block, columns), dtype=np.uint8)
 
+    heft = _heft(np.ones(rows, np.float32) if importance is None else importance, block)
     width = max(1, min(columns, _TILE // block))
     depth = max(1, _TILE // (block * width))
 
@@ -80,7 +89,7 @@ def quantize_blocks(weight: npt.NDArray[Any], form: BlockForm, name: str = "weig
                 right = min(left + width, columns)
                 tile = np.ascontiguousarray(weight[start * block : stop * block, left:right], dtype=np.float32)
                 tile = tile.reshape(stop - start, block, right - left)
-                code, scale, zero = _quantize_tile(tile, form, name)
+                code, scale, zero = _quantize_tile(tile, heft[start:stop], form, name)
                 codes[start * block : stop * block, left:right] = code.reshape(-1, right - left)
                 scales[start:stop, left:right] = scale
                 if zeros is not None:
@@ -130,32 +139,44 @@ def unpack_nibbles(packed: npt.NDArray[np.uint8], count: int, *, signed: bool) -
     return ((codes ^ 8).astype(np.int8) - np.int8(8)) if signed else codes
 
 
-def _quantize_tile(tile: Float, form: BlockForm, name: str) -> tuple[npt.NDArray[np.uint8], Float, Float | None]:
+def _heft(importance: Float, block: int) -> Float:
+    """[K] -> [K / block, block, 1], mean 1 in each block and nowhere 0."""
+    blocked = importance.reshape(-1, block, 1).astype(np.float32)
+    mean = np.maximum(blocked.mean(axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    heft: Float = blocked / mean + np.float32(1e-6)
+    return heft
+
+
+def _quantize_tile(
+    tile: Float, heft: Float, form: BlockForm, name: str
+) -> tuple[npt.NDArray[np.uint8], Float, Float | None]:
     """[blocks, block_size, n] -> codes of that shape, scales and zero points [blocks, n]."""
     high = tile.max(axis=1)
     low = tile.min(axis=1)
     if not (np.isfinite(high).all() and np.isfinite(low).all()):
         raise QuantizationError(f"{name}: holds NaN or infinity; the checkpoint is damaged")
+    zero = None
     if form.bits == 8:
         scale = _storable(np.maximum(high, -low) / 127.0, form)
         return _round(tile, scale, None, -127, 127).astype(np.int8).view(np.uint8), scale, None
     if form.symmetric:
         largest = np.maximum(high, -low)
-        scale = _best([_storable(largest / d, form) for d in _SYMMETRIC_DIVISORS], None, tile, -8, 7)[0]
-        code = _round(tile, scale, None, -8, 7)
-        scale = _refit(tile, code, scale, form)
-        return code.astype(np.int8).view(np.uint8), scale, None
-    span = np.maximum(high, 0) - np.minimum(low, 0)
-    floor = np.minimum(low, 0)
-    choices = [_storable(span * (shrink / 15.0), form) for shrink in _ASYMMETRIC_SHRINKS]
-    points = [
-        np.clip(np.rint(-floor * shrink / s), 0, 15) for s, shrink in zip(choices, _ASYMMETRIC_SHRINKS, strict=True)
-    ]
-    scale, zero = _best(choices, points, tile, 0, 15)
-    assert zero is not None
-    code = _round(tile, scale, zero, 0, 15)
-    scale = _refit(tile, code - zero[:, None], scale, form)
-    return code.astype(np.uint8), scale, zero
+        least, most = -8, 7
+        scale, _ = _best([_storable(largest / d, form) for d in _SYMMETRIC_DIVISORS], None, tile, heft, least, most)
+    else:
+        floor = np.minimum(low, 0)
+        span = np.maximum(high, 0) - floor
+        least, most = 0, 15
+        choices = [_storable(span * (shrink / 15.0), form) for shrink in _ASYMMETRIC_SHRINKS]
+        points = [
+            np.clip(np.rint(-floor * shrink / s), 0, 15) for s, shrink in zip(choices, _ASYMMETRIC_SHRINKS, strict=True)
+        ]
+        scale, zero = _best(choices, points, tile, heft, least, most)
+    weighted = tile * heft
+    for _ in range(_REFITS):
+        code = _round(tile, scale, zero, least, most)
+        scale = _refit(weighted, heft, code if zero is None else code - zero[:, None], scale, form)
+    return (code.astype(np.int8).view(np.uint8) if zero is None else code.astype(np.uint8)), scale, zero
 
 
 def _storable(scale: Float, form: BlockForm) -> Float:
@@ -177,9 +198,10 @@ def _round(tile: Float, scale: Float, zero: Float | None, low: int, high: int) -
 
 
 def _best(
-    scales: list[Float], zeros: list[Float] | None, tile: Float, low: int, high: int
+    scales: list[Float], zeros: list[Float] | None, tile: Float, heft: Float, low: int, high: int
 ) -> tuple[Float, Float | None]:
-    """Of several scales (with their zero points) the one with the least squared error, block by block."""
+    """Of several scales (with their zero points) the one with the least weighted squared error."""
+    root = np.sqrt(heft)
     best_error = best_scale = best_zero = None
     for index, scale in enumerate(scales):
         zero = None if zeros is None else zeros[index]
@@ -188,6 +210,7 @@ def _best(
             value -= zero[:, None]
         value *= scale[:, None]
         value -= tile
+        value *= root
         error = np.einsum("kbn,kbn->kn", value, value)
         if best_error is None or best_scale is None:
             best_error, best_scale, best_zero = error, scale, zero
@@ -200,9 +223,10 @@ def _best(
     return best_scale, best_zero
 
 
-def _refit(tile: Float, steps: Float, scale: Float, form: BlockForm) -> Float:
-    """The scale that brings `steps` nearest to the weights, codes unchanged (least squares)."""
-    along = np.einsum("kbn,kbn->kn", tile, steps)
-    power = np.einsum("kbn,kbn->kn", steps, steps)
+def _refit(weighted: Float, heft: Float, steps: Float, scale: Float, form: BlockForm) -> Float:
+    """The scale that brings `steps` nearest to the weights, codes unchanged (weighted least squares).
+    `weighted` is the tile times `heft`."""
+    along = np.einsum("kbn,kbn->kn", weighted, steps)
+    power = np.einsum("kbn,kbn->kn", steps * heft, steps)
     usable = (along > 0) & (power > 0)
     return np.where(usable, _storable(np.divide(along, power, out=scale.copy(), where=usable), form), scale)

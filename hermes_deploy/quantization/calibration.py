@@ -1,6 +1,7 @@
-"""How large the inputs of every linear get: what static activation scales are made from.
+"""How large the inputs of every linear get: what scales are made from.
 
-Runs the float32 reference over a few chats and keeps max|x| a linear (max-abs calibration). The
+Runs the float32 reference over a few chats and keeps, for each linear, max|x| (the static scale of
+FP8 activations) and the mean square of every input (which weights matter to INT4 rounding). The
 chats ship with the package (`chats.jsonl`, our own writing: several turns, several languages,
 code); the caller renders them with the model's own template and passes token ids.
 """
@@ -12,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
+import numpy as np
+
 from hermes_deploy.checkpoints.checkpoint import DecoderConfig, LazyTensor
 from hermes_deploy.errors import QuantizationError
 from hermes_deploy.quantization.reference import Float, hidden_states
@@ -22,9 +25,11 @@ Chat = list[dict[str, str]]
 
 @dataclass(frozen=True)
 class ActivationRanges:
-    """`largest`: max|x| over `tokens` positions of `chats` chats, by linear ("layers.0.qkv", "head")."""
+    """By linear ("layers.0.qkv", "head"), over `tokens` positions of `chats` chats: `largest` is
+    max|x|, `power` [K] the mean of x * x of each input."""
 
     largest: Mapping[str, float]
+    power: Mapping[str, Float]
     chats: int
     tokens: int
 
@@ -49,12 +54,14 @@ def calibrate(
     Raises QuantizationError when an activation is not finite: the checkpoint is damaged.
     """
     largest: dict[str, float] = {}
+    power: dict[str, Float] = {}
 
     def keep(name: str, inputs: Float) -> None:
         peak = max(float(inputs.max()), -float(inputs.min()))
         if not 0 <= peak < float("inf"):
             raise QuantizationError(f"the input of {name} reaches {peak} in calibration; the checkpoint is damaged")
-        largest[name] = max(peak, largest.get(name, 0.0))
+        largest[name] = peak
+        power[name] = np.einsum("pk,pk->k", inputs, inputs) / np.float32(len(inputs))
 
     hidden_states(config, tensors, sequences, observe=keep)
-    return ActivationRanges(largest, chats=len(sequences), tokens=sum(map(len, sequences)))
+    return ActivationRanges(largest, power, chats=len(sequences), tokens=sum(map(len, sequences)))

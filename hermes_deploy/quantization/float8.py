@@ -6,6 +6,7 @@ largest FP8 number. Knows no graph. Format: OCP 8-bit Floating Point, E4M3 (`flo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import ml_dtypes
@@ -34,17 +35,24 @@ def quantize_columns(
 
     Raises QuantizationError when a weight is not finite. `name` is for the message.
     """
-    largest = np.maximum(weight.max(axis=0), -weight.min(axis=0)).astype(np.float32)
+    largest = np.zeros(weight.shape[1], dtype=np.float32)
+    for _, piece in _pieces(weight):
+        np.maximum(largest, np.abs(piece).max(axis=0), out=largest)
     if not np.isfinite(largest).all():
         raise QuantizationError(f"{name}: holds NaN or infinity; the checkpoint is damaged")
     scales = scale_for(largest, scale_dtype)
     inverse = np.float32(1) / scales.astype(np.float32)
     codes = np.empty(weight.shape, dtype=E4M3)
-    for top in range(0, weight.shape[0], _ROWS):
-        piece = weight[top : top + _ROWS] * inverse
-        np.clip(piece, -LARGEST, LARGEST, out=piece)  # a scale rounded down must not reach NaN
-        codes[top : top + _ROWS] = piece.astype(E4M3)
+    for top, piece in _pieces(weight):
+        scaled = piece * inverse
+        np.clip(scaled, -LARGEST, LARGEST, out=scaled)  # a scale rounded down must not reach NaN
+        codes[top : top + len(scaled)] = scaled.astype(E4M3)
     return codes, scales
+
+
+def _pieces(weight: npt.NDArray[Any]) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+    for top in range(0, weight.shape[0], _ROWS):
+        yield top, weight[top : top + _ROWS].astype(np.float32)
 
 
 def dequantize_columns(codes: npt.NDArray[Any], scales: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

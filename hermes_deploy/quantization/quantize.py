@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from hermes_deploy.errors import QuantizationError, TargetError
@@ -64,7 +65,8 @@ def quantize(
 ) -> QuantizationReport:
     """Rewrites every linear of `model` as the recipe says for `target`.
 
-    `ranges` are needed by fp8 only. The graph's activation dtype must be the target's.
+    `ranges` are needed by fp8; with them int4 rounds for what a layer computes instead of for the
+    weights alone, which matters a lot (see `blocks`). The graph's activation dtype must be the target's.
     Raises TargetError for a recipe that the target cannot take, QuantizationError when no block
     size fits, ranges are missing, or the graph is not an unquantized one of that target.
     """
@@ -84,7 +86,8 @@ def quantize(
             assert block is not None
             symmetric = precision == "int8" or target.engine == "tensorrt"
             form = BlockForm(4 if precision == "int4" else 8, symmetric, block, _NUMPY[target.activation])
-            made[linear.weight.name or ""] = _block_linear(linear, form)
+            importance = None if ranges is None else ranges.power[linear.name]
+            made[linear.weight.name or ""] = _block_linear(linear, form, importance)
             forms[linear.name] = f"{precision} block {block}"
         elif precision == "fp8":
             made[linear.weight.name or ""] = _fp8_linear(linear, _input_peak(linear, ranges), _NUMPY[target.activation])
@@ -113,7 +116,7 @@ def _input_peak(linear: Linear, ranges: ActivationRanges | None) -> float:
     return ranges.largest[linear.name]
 
 
-def _block_linear(linear: Linear, form: BlockForm) -> list[ir.Value]:
+def _block_linear(linear: Linear, form: BlockForm, importance: npt.NDArray[np.float32] | None) -> list[ir.Value]:
     blocks, name = linear.rows // form.block_size, linear.weight.name or linear.name
     dtype = ir.DataType.INT8 if form.bits == 8 else ir.DataType.INT4 if form.symmetric else ir.DataType.UINT4
     scale = ir.DataType.from_numpy(form.scale_dtype)
@@ -126,7 +129,7 @@ def _block_linear(linear: Linear, form: BlockForm) -> list[ir.Value]:
     source = _source(linear)
 
     def evaluate() -> list[ir.TensorProtocol]:
-        result = quantize_blocks(source.numpy(), form, linear.name)
+        result = quantize_blocks(source.numpy(), form, linear.name, importance)
         arrays = [result.codes, result.scales] + ([] if result.zero_points is None else [result.zero_points])
         return [
             ir.PackedTensor(array, part.dtype, shape=ir.Shape(part.shape), name=part.name)

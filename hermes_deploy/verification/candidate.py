@@ -28,7 +28,10 @@ from hermes_deploy.errors import GateError
 from hermes_deploy.runtime.ort_cpu import physical_cores
 
 CHUNK = 256
-"""Positions that one run computes; logits are [CHUNK, vocab]."""
+"""Positions of one sequence that one run computes."""
+
+_LOGITS_BYTES = 160 << 20
+"""Most bytes of logits of a run that takes several sequences."""
 
 _DTYPES = {"fp32": np.float32, "fp16": np.float16}
 _LOAD_ERRORS = (
@@ -54,7 +57,8 @@ class Candidate:
             raise GateError(f"{onnx_path} was not made by hermes_deploy.graphs; the gate cannot run it")
         longest = min(longest, int(facts["max_context"]))
         self._portable = facts["dialect"] == "portable"
-        self._cache_shape = (1, int(facts["kv_heads"]), longest, int(facts["head_dim"]))
+        self._longest = longest
+        self._cache_shape = (int(facts["kv_heads"]), longest, int(facts["head_dim"]))
         self._vocab_size = int(facts["vocab_size"])
         self._cache_dtype = _DTYPES[facts["activation"]]
         options = _options(self._portable, onnx_path.parent)
@@ -63,28 +67,53 @@ class Candidate:
             if self._portable:
                 _shorten(model, int(facts["max_context"]), longest)
                 what = ir.to_proto(model).SerializeToString()
-            self._run = ort.InferenceSession(what, options, providers=["CPUExecutionProvider"])
+            self._run = ort.InferenceSession(
+                what,
+                options,
+                providers=["CPUExecutionProvider"],
+                # folding would keep every matrix dequantized, in float32, all at once
+                disabled_optimizers=["ConstantFolding"] if self._portable else [],
+            )
         except _LOAD_ERRORS as error:
             raise GateError(f"ONNX Runtime cannot load {onnx_path}: {error}") from error
         self._caches = [node.name for node in self._run.get_inputs() if node.name.startswith("past_")]
 
-    def logits(self, sequence: Sequence[int]) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
-        """(first position, logits [n, vocab]) for all positions of one sequence, from an empty cache."""
+    def answers(self, sequences: Sequence[Sequence[int]]) -> Iterator[tuple[int, int, npt.NDArray[np.float32]]]:
+        """(which sequence, first position, logits [n, vocab]) until every position has been given.
+
+        Sequences are independent, each from an empty cache; of one sequence the pieces are in order.
+        """
+        together = 1
+        if self._portable:  # each run dequantizes all weights: the fewer the better
+            together = max(1, _LOGITS_BYTES // (min(CHUNK, self._longest) * self._vocab_size * 4))
+        for first in range(0, len(sequences), together):
+            cut = [sequence[: self._longest] for sequence in sequences[first : first + together]]
+            for row, start, logits in self._batch(cut):
+                yield first + row, start, logits
+
+    def _batch(self, sequences: Sequence[Sequence[int]]) -> Iterator[tuple[int, int, npt.NDArray[np.float32]]]:
+        rows, end = len(sequences), max(map(len, sequences))
         caches: dict[str, npt.NDArray[Any]] = {
-            name: np.zeros(self._cache_shape, dtype=self._cache_dtype) for name in self._caches
+            name: np.zeros((rows, *self._cache_shape), dtype=self._cache_dtype) for name in self._caches
         }
-        sequence = sequence[: self._cache_shape[2]]
-        for start in range(0, len(sequence), CHUNK):
-            ids = np.asarray([sequence[start : start + CHUNK]], dtype=np.int64)
-            count = ids.shape[1]
-            inputs: dict[str, npt.NDArray[Any]] = {"input_ids": ids, "logits_positions": np.arange(count)[None]}
+        for start in range(0, end, CHUNK):
+            stop = min(start + CHUNK, end)
+            ids = np.zeros((rows, stop - start), dtype=np.int64)  # padding is written behind a row's own tokens
+            for row, sequence in enumerate(sequences):
+                piece = sequence[start:stop]
+                ids[row, : len(piece)] = piece
+            every = np.broadcast_to(np.arange(stop - start), ids.shape).copy()
+            inputs: dict[str, npt.NDArray[Any]] = {"input_ids": ids, "logits_positions": every}
             if self._portable:
-                inputs["position_ids"] = np.arange(start, start + count)[None]
-                inputs["write_indices"] = np.asarray([start], dtype=np.int64)
+                inputs["position_ids"] = every + start
+                inputs["write_indices"] = np.full(rows, start, dtype=np.int64)
             else:
-                inputs["seqlens_k"] = np.asarray([start + count - 1], dtype=np.int32)
-                inputs["total_sequence_length"] = np.asarray(start + count, dtype=np.int32)
-            yield start, self._step(inputs, caches)
+                inputs["seqlens_k"] = np.full(rows, stop - 1, dtype=np.int32)
+                inputs["total_sequence_length"] = np.asarray(stop, dtype=np.int32)
+            logits = self._step(inputs, caches)
+            for row, sequence in enumerate(sequences):
+                if len(sequence) > start:
+                    yield row, start, logits[row, : len(sequence) - start]
 
     def _step(
         self, inputs: dict[str, npt.NDArray[Any]], caches: dict[str, npt.NDArray[Any]]
@@ -100,8 +129,7 @@ class Candidate:
         logits = np.empty((*inputs["logits_positions"].shape, self._vocab_size), dtype=np.float32)
         binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
         self._run.run_with_iobinding(binding)
-        rows: npt.NDArray[np.float32] = logits[0]
-        return rows
+        return logits
 
 
 def _options(portable: bool, weights: Path) -> ort.SessionOptions:
@@ -110,6 +138,7 @@ def _options(portable: bool, weights: Path) -> ort.SessionOptions:
     options.log_severity_level = 3
     if portable:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.enable_cpu_mem_arena = False  # it would keep the dequantized matrices of a run
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
     else:

@@ -71,19 +71,19 @@ def compare(reference: Reference, onnx_path: Path, target: Target, weights: Tens
     comparison = Comparison()
     candidate = Candidate(onnx_path, max(map(len, reference.sequences)))
     head = reference.head().T
-    for sequence, hidden in reference.pieces():
-        for start, logits in candidate.logits(sequence):
-            for top in range(0, len(logits), _ROWS):
-                theirs = logits[top : top + _ROWS]
-                if not np.isfinite(theirs).all():
-                    raise GateError(
-                        f"the build for {target.name} gives NaN or infinity at position {start + top} of a held-out "
-                        "chat: activations or weights overflow. Try a recipe with more precision (fp16, fp32)."
-                    )
-                at = start + top
-                ours = hidden[at : at + len(theirs)] @ head
-                following = np.asarray(sequence[at + 1 : at + 1 + len(theirs)], dtype=np.int64)
-                comparison.add(ours, theirs, following)
+    starts = np.cumsum([0, *map(len, reference.sequences)])
+    for which, start, logits in candidate.answers(reference.sequences):
+        sequence = reference.sequences[which]
+        for top in range(0, len(logits), _ROWS):
+            theirs = logits[top : top + _ROWS]
+            at, end = start + top, start + top + len(theirs)
+            if not np.isfinite(theirs).all():
+                raise GateError(
+                    f"the build for {target.name} gives NaN or infinity between positions {at} and {end} of held-out "
+                    f"chat {which}: activations or weights overflow. Try a recipe with more precision (fp16, fp32)."
+                )
+            ours = reference.hidden[starts[which] + at : starts[which] + end] @ head
+            comparison.add(ours, theirs, np.asarray(sequence[at + 1 : end + 1], dtype=np.int64))
     return comparison.measures(weights.worst)
 
 

@@ -8,7 +8,7 @@ and every candidate of the build is compared with those. Knows no graph.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any, Protocol
@@ -44,13 +44,6 @@ class Reference:
     def head(self) -> npt.NDArray[np.float32]:
         """[vocab_size, hidden_size], read now: rows of `hidden` times its transpose are logits."""
         return head_weight(self.config, self.tensors).float32()
-
-    def pieces(self) -> Iterator[tuple[tuple[int, ...], npt.NDArray[np.float32]]]:
-        """Each sequence with its hidden states."""
-        start = 0
-        for sequence in self.sequences:
-            yield sequence, self.hidden[start : start + len(sequence)]
-            start += len(sequence)
 
 
 def heldout_chats() -> list[list[dict[str, str]]]:
