@@ -4,7 +4,9 @@
 lengths (ort). x is `[B, S, hidden]`; caches are `[B, kv_heads, max_context, head_dim]`.
 
 The portable form uses no `is_causal`, `nonpad_kv_seqlen` or attention past: TensorRT refuses or
-ignores them. The mask makes -inf inside the graph, which TensorRT turns into block skipping.
+ignores them. The mask makes -inf inside the graph, which TensorRT turns into block skipping. It
+reshapes qkv into heads before it splits: split first, TensorRT would cut the fp16 weight instead
+and store it a second time (docs/tensorrt.md).
 """
 
 from __future__ import annotations
@@ -111,19 +113,18 @@ def _portable(
     b: GraphBuilder, name: str, qkv: ir.Value, past_key: ir.Value, past_value: ir.Value, shared: PortableSteps
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
     config, node = b.config, f"{name}.attention"
-    query_size, kv_size = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    counts = [config.heads, config.kv_heads, config.kv_heads]
+    shape = b.integers("attention.heads", [0, 0, sum(counts), config.head_dim])
     parts = b.op_outputs(
         "Split",
         f"{node}.split",
-        [f"{node}.{part}.flat" for part in ("query", "key", "value")],
-        qkv,
-        b.integers("attention.split", [query_size, kv_size, kv_size]),
-        axis=-1,
+        [f"{node}.{part}.apart" for part in ("query", "key", "value")],
+        b.op("Reshape", f"{node}.heads", qkv, shape),
+        b.integers("attention.split", counts),
+        axis=2,
     )
 
-    def heads(part: str, flat: ir.Value, count: int) -> ir.Value:
-        shape = b.integers(f"attention.heads.{count}", [0, 0, count, config.head_dim])
-        apart = b.op("Reshape", f"{node}.{part}.apart", flat, shape)
+    def turn(part: str, apart: ir.Value) -> ir.Value:
         return b.op("Transpose", f"{node}.{part}", apart, perm=[0, 2, 1, 3])
 
     def rotate(part: str, x: ir.Value) -> ir.Value:
@@ -132,12 +133,13 @@ def _portable(
     def write(part: str, past: ir.Value, x: ir.Value) -> ir.Value:
         return b.op("TensorScatter", f"{node}.{part}.cache", past, x, shared.write_indices, axis=2)
 
-    query = rotate("query", heads("query", parts[0], config.heads))
-    key = write("key", past_key, rotate("key", heads("key", parts[1], config.kv_heads)))
-    value = write("value", past_value, heads("value", parts[2], config.kv_heads))
+    query = rotate("query", turn("query", parts[0]))
+    key = write("key", past_key, rotate("key", turn("key", parts[1])))
+    value = write("value", past_value, turn("value", parts[2]))
     mixed = b.op("Attention", node, query, key, value, shared.mask, scale=1.0 / math.sqrt(config.head_dim))
     rows = b.op("Transpose", f"{node}.rows", mixed, perm=[0, 2, 1, 3])
-    return b.op("Reshape", f"{node}.joined", rows, b.integers("attention.join", [0, 0, query_size])), key, value
+    joined = b.integers("attention.join", [0, 0, config.heads * config.head_dim])
+    return b.op("Reshape", f"{node}.joined", rows, joined), key, value
 
 
 def _mask(b: GraphBuilder, positions: ir.Value) -> ir.Value:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,25 @@ def test_what_graphs_and_quantization_emit_becomes_an_engine_with_those_kernels(
     assert files.sidecar.layers.gemms == gemms
     assert files.sidecar.layers.fused_attention == {"gemm_mha_v2": 2, "gemv_mha_v1": 2}
     assert len(files.sidecar.aliases) == 2 * SMALL.layers
+
+
+def test_an_fp16_engine_holds_every_weight_once(tmp_path: Path) -> None:
+    def built(name: str, config: DecoderConfig) -> tuple[int, int]:
+        """Bytes of the weights and of the engine."""
+        save_model(
+            build_decoder(GraphSpec(config, "portable", "fp16", 128), random_tensors(config)), tmp_path / f"{name}.onnx"
+        )
+        files = build_engine(
+            tmp_path / f"{name}.onnx",
+            [target("sm86")],
+            tmp_path / name,
+            recipe=load_recipe("fp16"),
+            profiles=serving_profiles(32, 4),
+        )
+        return (tmp_path / f"{name}.onnx.data").stat().st_size, files.sidecar.plan.size
+
+    # the kernels take more room than tiny weights do, and the same room in both engines
+    small, large = (
+        built(f"heads_{n}", replace(SMALL, heads=n, kv_heads=n, intermediate_size=192 * n)) for n in (4, 24)
+    )
+    assert large[1] - small[1] < 1.1 * (large[0] - small[0])
