@@ -1,7 +1,8 @@
 """What a graph is to be: the frozen facts, and the names of its inputs and outputs. Pure.
 
-Takes a `DecoderConfig`, a dialect, an activation dtype and a context length; refuses what no
-dialect can express. Knows no weights. Errors: GraphError.
+Takes a `DecoderConfig`, a dialect, an activation dtype and a context length; refuses what cannot be
+expressed or, where its own words would not be understood, what the engine cannot run. Knows no
+weights. Errors: GraphError.
 
 Inputs, by dialect (B = batch rows, S = tokens a row, R = rows of logits wanted, M = max_context):
 
@@ -33,6 +34,9 @@ Embedding = Literal["fp32", "fp16", "tied"]
 ATTRIBUTE_LINEAR = "linear"
 """Key in a node's metadata_props: the node is the one MatMul of that linear, e.g. "layers.0.qkv"."""
 
+TENSORRT_LEAST_HEADS = 4
+"""TensorRT's decode attention takes no fewer query heads (tensorrt_rtx 1.7.1, docs/tensorrt.md)."""
+
 
 @dataclass(frozen=True)
 class GraphSpec:
@@ -63,6 +67,12 @@ class GraphSpec:
                 raise GraphError(f"{what} is {value!r}; this version builds: {choices}.")
         if config.kv_heads < 1 or config.heads % config.kv_heads:
             raise GraphError(f"{config.heads} heads cannot share {config.kv_heads} key/value heads evenly.")
+        # portable fp16 is what TensorRT targets take; portable fp32 is run by ONNX Runtime only
+        if self.dialect == "portable" and self.activation == "fp16" and config.heads < TENSORRT_LEAST_HEADS:
+            raise GraphError(
+                f"the model has {config.heads} query heads; TensorRT has no decode attention for fewer than "
+                f"{TENSORRT_LEAST_HEADS}, so it can be built for no sm.. target. Build it with --target cpu."
+            )
         if config.head_dim % 16:
             raise GraphError(f"head_dim is {config.head_dim}; rotary kernels need a multiple of 16.")
         if self.max_context < 2:

@@ -125,6 +125,18 @@ def test_a_shape_that_no_kernel_takes_is_refused_before_anything_is_built(
         GraphSpec(replace(reference.config, **change), "ort", "fp32", 64)
 
 
+@pytest.mark.parametrize("heads", [1, 2, 3])
+def test_too_few_heads_for_tensorrts_attention_is_said_before_tensorrt_says_it_its_way(
+    reference: Reference, heads: int
+) -> None:
+    config = replace(reference.config, heads=heads, kv_heads=1)
+    with pytest.raises(GraphError, match=rf"{heads} query heads; TensorRT .*fewer than 4.*--target cpu"):
+        GraphSpec(config, "portable", "fp16", 64)
+    # ONNX Runtime runs it
+    GraphSpec(config, "portable", "fp32", 64)
+    GraphSpec(config, "ort", "fp16", 64)
+
+
 def test_a_weight_beyond_half_precision_is_refused_by_name(reference: Reference, tmp_path: Path) -> None:
     name = "model.layers.0.self_attn.o_proj.weight"
     big = LazyTensor(name, (64, 64), "F32", lambda: np.full((64, 64), 1e6, dtype=np.float32))
