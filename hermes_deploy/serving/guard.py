@@ -6,9 +6,10 @@ Run as a script in a session of its own; standard library only, it starts in mil
 
 LIFELINE_FD is the read end of a pipe whose write end serve holds. End of file there (serve stopped
 or was killed) or SIGTERM stops the server: SIGTERM, after EXIT_SECONDS SIGKILL. A byte on it says
-that the server is ready: from then on the death of a model process, after which Triton stays
-"ready" and its callers hang, ends the server too. Whatever is left of the process group is killed,
-the run folder and shared memory removed. Exit status: the server's, 128 + signal, or MODEL_DIED.
+that the server is ready, and its value how many model processes it has: from then on the death of
+one, after which Triton stays "ready" and its callers hang, ends the server too. Whatever is left of
+the session is killed, the run folder and shared memory removed. Exit status: the server's,
+128 + signal, or MODEL_DIED.
 """
 
 from __future__ import annotations
@@ -70,16 +71,19 @@ def sweep(run_folder: Path, shm_prefix: str) -> None:
 
 def _watch(server: subprocess.Popen[bytes], lifeline: int, stopping: Callable[[], bool]) -> bool:
     """Returns when the server ended or has to; True when a model process died."""
+    expected = 0
     models: set[int] = set()
     while server.poll() is None and not stopping():
         readable, _, _ = select.select([lifeline], [], [], _POLL_SECONDS)
         if readable:
-            if not os.read(lifeline, 1):
+            told = os.read(lifeline, 1)
+            if not told:
                 return False
+            expected = told[0]
             models = {pid for pid in _group() if _STUB in _read(pid, "cmdline")}
-        dead = [pid for pid in models if not _alive(pid)]
-        if dead:
-            print(f"guard: model process {dead[0]} died; Triton does not restart it. Stopping.", flush=True)
+        alive = sum(_alive(pid) for pid in models)
+        if alive < expected:
+            print(f"guard: {expected - alive} of {expected} model processes died; Triton does not restart them.")
             server.kill()
             return True
     return False

@@ -23,7 +23,7 @@ from types import FrameType, TracebackType
 from typing import IO, NoReturn
 
 from hermes_deploy.errors import ServeError
-from hermes_deploy.protocol.tensors import ENGINE, ENSEMBLE
+from hermes_deploy.protocol.tensors import ENGINE, ENSEMBLE, MODELS
 from hermes_deploy.serving import guard, launch, preflight
 from hermes_deploy.serving.ports import claim_ports, resolve_host
 from hermes_deploy.serving.probe import generates, says_ready
@@ -181,7 +181,12 @@ class Server:
             problem = generates(host, port, model, max(1.0, deadline - time.monotonic()))
             if problem:
                 raise ServeError(self._obituary(f"the server is up, but {model} generated nothing: {problem}"))
-        os.write(self._lifeline, b"r")
+        # every model but the ensemble is a process
+        try:
+            os.write(self._lifeline, bytes([len(MODELS) - 1]))
+        except BrokenPipeError:
+            self._guard.wait()
+            raise ServeError(self._obituary("the server ended just after it was ready")) from None
 
     def _reachable_host(self) -> str:
         return "127.0.0.1" if self._host == "0.0.0.0" else self._host
