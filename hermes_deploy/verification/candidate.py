@@ -138,7 +138,9 @@ def _options(portable: bool, weights: Path) -> ort.SessionOptions:
     options.log_severity_level = 3
     if portable:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.enable_cpu_mem_arena = False  # it would keep the dequantized matrices of a run
+        # a matrix is dequantized right before it is used, and its memory given back
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+        options.enable_cpu_mem_arena = False
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
     else:
