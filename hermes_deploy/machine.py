@@ -1,10 +1,13 @@
 """What this machine can build and serve. Looks, never changes anything; imports nothing heavy.
 
-Gives `Check` rows for `doctor`, and for one target the reason why it cannot be served here.
+Gives `Check` rows for `doctor`, and for one target the reason why it cannot be built or served
+here. TensorRT is tried in a process of its own, because an import can fail halfway.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import os
 import platform
 import shutil
@@ -15,10 +18,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
-from hermes_deploy.targets import TARGETS, Target
+from hermes_deploy.targets import TARGETS, Flavour, Target
 
 BUILD_PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "ml-dtypes", "safetensors", "gguf", "tokenizers")
 SERVE_PACKAGES = ("numpy", "onnxruntime", "tokenizers", "jinja2", "pydantic")
+FLAVOURS: dict[Flavour, str] = {
+    "tensorrt_rtx": "pip install 'hermes-deploy[tensorrt]'",
+    "tensorrt": "pip install 'hermes-deploy[tensorrt-full]' (NVIDIA's own package index)",
+}
+"""The TensorRT packages, in order of preference, and what installs each."""
 SERVED_TARGETS = ("cpu",)
 """Targets that have a session in this version; the others are built, and not served yet."""
 
@@ -35,11 +43,17 @@ class Check:
 
 @dataclass(frozen=True)
 class Gpu:
-    """`memory` in MiB."""
-
     name: str
     compute_capability: tuple[int, int]
-    memory: int
+
+
+@dataclass(frozen=True)
+class Package:
+    """`version` is empty when the package cannot be used; then `trouble` says why. `present`: it is installed."""
+
+    version: str
+    trouble: str = ""
+    present: bool = True
 
 
 def installed(package: str) -> str | None:
@@ -50,21 +64,40 @@ def installed(package: str) -> str | None:
         return None
 
 
-def gpus() -> list[Gpu]:
-    """NVIDIA GPUs that the driver reports; empty without a driver."""
+@functools.cache
+def gpus() -> tuple[Gpu, ...]:
+    """NVIDIA GPUs that the driver reports, in the order of their PCI bus; empty without a driver."""
     if shutil.which("nvidia-smi") is None:
-        return []
-    query = ["nvidia-smi", "--query-gpu=name,compute_cap,memory.total", "--format=csv,noheader,nounits"]
+        return ()
+    query = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
     try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True).stdout
     except (OSError, subprocess.SubprocessError):
-        return []
+        return ()
     found = []
     for line in answer.strip().splitlines():
-        name, capability, memory = (part.strip() for part in line.rsplit(",", 2))
+        name, capability = (part.strip() for part in line.rsplit(",", 1))
         major, minor = capability.split(".")
-        found.append(Gpu(name, (int(major), int(minor)), int(memory)))
-    return found
+        found.append(Gpu(name, (int(major), int(minor))))
+    return tuple(found)
+
+
+def tensorrt_package(flavour: Flavour) -> Package:
+    """The version of that TensorRT package as it reports itself when really imported."""
+    if importlib.util.find_spec(flavour) is None:
+        return Package("", f"the package {flavour} is not installed", present=False)
+    return _try_import(flavour)
+
+
+@functools.cache
+def _try_import(flavour: Flavour) -> Package:
+    code = f"import sys; sys.path[:] = {sys.path!r}; import {flavour} as trt; print(trt.__version__)"
+    tried = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    if tried.returncode == 0:
+        return Package(tried.stdout.split()[-1])
+    # a broken full TensorRT names the missing library first, then prints advice
+    lines = [line for line in tried.stderr.splitlines() if "rror" in line] or ["it crashed"]
+    return Package("", f"the package {flavour} is installed but cannot be imported: {lines[-1].strip()}")
 
 
 def tritonserver() -> Path | None:
@@ -92,32 +125,43 @@ def _stands_in(package: str) -> bool:
     return package == "onnxruntime" and installed("onnxruntime-gpu") is not None
 
 
-def buildable(target: Target, cards: list[Gpu]) -> str:
-    """Empty when this machine can build engines for that target, else what is missing."""
-    missing = [p for p in BUILD_PACKAGES if installed(p) is None and not _stands_in(p)]
+def buildable(target: Target) -> str:
+    """Empty when this machine can build for that target, else what is missing, in one line."""
+    missing = _missing_to_build()
     if missing:
-        return "pip install 'hermes-deploy[build]'"
+        return f"missing packages: {', '.join(missing)}; run: pip install 'hermes-deploy[build]'"
     if target.engine == "onnxruntime":
         return ""
-    names = {flavour: flavour.replace("_", "-") for flavour in target.flavours}
-    if all(installed(name) is None for name in names.values()):
-        return (
-            "pip install 'hermes-deploy[tensorrt]'"
-            if "tensorrt_rtx" in names
-            else "pip install 'hermes-deploy[tensorrt-full]', on that GPU"
-        )
-    if target.needs_gpu and target.compute_capability not in [card.compute_capability for card in cards]:
-        return f"must be built on that GPU ({target.title})"
+    problems = [engine_problem(target, flavour) for flavour in target.flavours]
+    return "" if "" in problems else "; or: ".join(problems)
+
+
+def engine_problem(target: Target, flavour: Flavour) -> str:
+    """Empty when that TensorRT package can build for `target` on this machine, else why not."""
+    if flavour not in target.flavours:
+        return f"{flavour} has no kernels for {target.name}"
+    package = tensorrt_package(flavour)
+    if not package.version:
+        return f"{package.trouble} ({FLAVOURS[flavour]})"
+    capabilities = [gpu.compute_capability for gpu in gpus()]
+    if flavour == "tensorrt" and target.compute_capability not in capabilities:
+        found = ", ".join(f"{a}.{b}" for a, b in capabilities)
+        wanted = ".".join(str(n) for n in target.compute_capability or ())
+        have = f"found compute capability {found}" if found else "no NVIDIA GPU was found"
+        return f"full TensorRT builds only on the GPU itself (compute capability {wanted}); {have}"
     return ""
+
+
+def _missing_to_build() -> list[str]:
+    return [p for p in BUILD_PACKAGES if installed(p) is None and not _stands_in(p)]
 
 
 def examine() -> list[Check]:
     """Every check of `doctor`, in the order in which a person reads them."""
-    cards = gpus()
-    return [*_machine(cards), *_packages(), _triton(), *_targets(cards)]
+    return [*_machine(), *_packages(), _triton(), *_targets()]
 
 
-def _machine(cards: list[Gpu]) -> list[Check]:
+def _machine() -> list[Check]:
     python_ok = (3, 11) <= sys.version_info[:2] < (3, 13)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     disk = shutil.disk_usage(Path.cwd()).free / 1e9
@@ -130,7 +174,7 @@ def _machine(cards: list[Gpu]) -> list[Check]:
         ),
         Check("machine", "ok", f"{platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB, {disk:.0f} GB free"),
         *(
-            [Check("gpu", "ok", f"{c.name}, sm{c.compute_capability[0]}{c.compute_capability[1]}") for c in cards]
+            [Check("gpu", "ok", f"{c.name}, sm{c.compute_capability[0]}{c.compute_capability[1]}") for c in gpus()]
             or [Check("gpu", "missing", "no NVIDIA driver answers", "only needed to serve GPU targets")]
         ),
     ]
@@ -161,19 +205,24 @@ def _packages() -> list[Check]:
                 "pip install 'numpy<2'",
             )
         )
-    missing = [p for p in BUILD_PACKAGES if installed(p) is None and not _stands_in(p)]
+    missing = _missing_to_build()
     checks.append(
         Check("build", "missing", f"without {', '.join(missing)}", "to build: pip install 'hermes-deploy[build]'")
         if missing
         else Check("build", "ok", f"onnx {installed('onnx')}, onnx-ir {installed('onnx-ir')}")
     )
-    flavours = [f"{name} {installed(name)}" for name in ("tensorrt", "tensorrt-rtx") if installed(name)]
-    checks.append(
-        Check("tensorrt", "ok", ", ".join(flavours))
-        if flavours
-        else Check("tensorrt", "missing", "not installed", "for sm.. targets: pip install 'hermes-deploy[tensorrt]'")
-    )
-    return checks
+    return [*checks, _tensorrt()]
+
+
+def _tensorrt() -> Check:
+    packages = {flavour: tensorrt_package(flavour) for flavour in FLAVOURS}
+    broken = [package.trouble for package in packages.values() if package.present and not package.version]
+    if broken:
+        return Check("tensorrt", "broken", "; ".join(broken), "install it again, or uninstall it")
+    found = [f"{flavour} {package.version}" for flavour, package in packages.items() if package.version]
+    if not found:
+        return Check("tensorrt", "missing", "not installed", f"for sm.. targets: {FLAVOURS['tensorrt_rtx']}")
+    return Check("tensorrt", "ok", ", ".join(found))
 
 
 def _triton() -> Check:
@@ -185,10 +234,10 @@ def _triton() -> Check:
     return Check("triton", "missing", "no tritonserver", "to serve: pip install 'hermes-deploy[serve]'")
 
 
-def _targets(cards: list[Gpu]) -> list[Check]:
+def _targets() -> list[Check]:
     rows = []
     for target in TARGETS.values():
-        build, serve = buildable(target, cards), serveable(target.name)
+        build, serve = buildable(target), serveable(target.name)
         can = [verb for verb, reason in (("build", build), ("serve", serve)) if not reason]
         found = f"{target.title}: {' and '.join(can) or 'nothing'} ({', '.join(target.precisions)})"
         rows.append(

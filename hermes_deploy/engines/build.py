@@ -19,11 +19,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hermes_deploy.engines.availability import flavour_for, gpu_capabilities
+from hermes_deploy.engines.availability import flavour_for
 from hermes_deploy.engines.profiles import Profile
 from hermes_deploy.engines.request import Answer, BuildRequest
 from hermes_deploy.engines.sidecar import PLAN, SIDECAR, EngineSidecar, ProfileEntry, SizeRange, write_sidecar
 from hermes_deploy.errors import EngineError
+from hermes_deploy.machine import gpus
 from hermes_deploy.recipes import Recipe
 from hermes_deploy.targets import Target, target
 
@@ -128,7 +129,8 @@ def _follow(request: BuildRequest, plan_fd: int, progress: Callable[[EngineProgr
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     if request.flavour == "tensorrt" and "CUDA_VISIBLE_DEVICES" not in environment:
         # full TensorRT builds for the first GPU it sees: show it the one that was asked for
-        wanted = gpu_capabilities().index(target(request.targets[0]).compute_capability or (0, 0))
+        capabilities = [gpu.compute_capability for gpu in gpus()]
+        wanted = capabilities.index(target(request.targets[0]).compute_capability or (0, 0))
         environment |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": str(wanted)}
     with tempfile.TemporaryFile() as words, os.fdopen(answer_read, encoding="utf-8") as answers:
         child = subprocess.Popen(

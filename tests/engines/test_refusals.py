@@ -8,7 +8,8 @@ from typing import Literal
 
 import pytest
 
-from hermes_deploy.engines import Profile, Range, availability, build_engine, check_available, flavour_for
+from hermes_deploy import machine
+from hermes_deploy.engines import Profile, Range, build_engine, check_available, flavour_for
 from hermes_deploy.engines import serving_profiles as profiles
 from hermes_deploy.errors import EngineError, TargetError
 from hermes_deploy.recipes import load_recipe
@@ -49,15 +50,15 @@ def test_sm90_without_full_tensorrt_says_what_is_needed_and_what_works_here(monk
 def test_sm90_with_full_tensorrt_but_not_its_gpu_is_refused(
     monkeypatch: pytest.MonkeyPatch, found: tuple[tuple[int, int], ...], said: str
 ) -> None:
-    monkeypatch.setattr(availability, "installed", lambda _: availability.Package("11.4"))
-    monkeypatch.setattr(availability, "gpu_capabilities", lambda: found)
+    monkeypatch.setattr(machine, "tensorrt_package", lambda _: machine.Package("11.4"))
+    monkeypatch.setattr(machine, "gpus", lambda: [machine.Gpu("a card", capability) for capability in found])
     with pytest.raises(TargetError, match=f"only on the GPU itself.*9.0.*{said}"):
         check_available([target("sm90")], load_recipe("fp16"))
 
 
 def test_sm90_with_full_tensorrt_on_its_gpu_is_an_engine_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(availability, "installed", lambda _: availability.Package("11.4"))
-    monkeypatch.setattr(availability, "gpu_capabilities", lambda: ((9, 0),))
+    monkeypatch.setattr(machine, "tensorrt_package", lambda _: machine.Package("11.4"))
+    monkeypatch.setattr(machine, "gpus", lambda: [machine.Gpu("NVIDIA H100", (9, 0))])
     found = check_available([target(name) for name in ("sm90", "sm89", "sm120")], load_recipe("fp8"))
     assert [(g.flavour, [t.name for t in g.targets]) for g in found.groups] == [
         ("tensorrt_rtx", ["sm89", "sm120"]),
@@ -68,7 +69,7 @@ def test_sm90_with_full_tensorrt_on_its_gpu_is_an_engine_of_its_own(monkeypatch:
 
 
 def test_without_tensorrt_the_pip_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in availability.FLAVOURS:
+    for name in machine.FLAVOURS:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(TargetError, match=r"tensorrt_rtx is not installed \(pip install 'hermes-deploy\[tensorrt\]'\)"):
         check_available([target("sm86")], load_recipe("int4"))
@@ -81,9 +82,41 @@ def test_a_tensorrt_that_cannot_be_imported_is_refused_with_the_library_that_it_
     package.mkdir()
     (package / "__init__.py").write_text("raise ImportError('libnvonnxparser.so.11: cannot open shared object file')")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(availability, "_try_import", availability._try_import.__wrapped__)
+    monkeypatch.setattr(machine, "_try_import", machine._try_import.__wrapped__)
     with pytest.raises(TargetError, match=r"cannot be imported: ImportError: libnvonnxparser\.so\.11"):
         check_available([target("sm90")], load_recipe("fp16"))
+
+
+def test_doctor_and_build_say_the_same_about_a_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    rows = {check.what: check for check in machine.examine()}
+    assert rows["target sm89"].state == "ok"
+    assert rows["target sm90"].state == "missing"
+    with pytest.raises(TargetError) as refusal:
+        check_available([target("sm90")], load_recipe("fp16"))
+    assert rows["target sm90"].advice in str(refusal.value)
+
+
+def test_doctor_calls_a_tensorrt_that_cannot_be_imported_broken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "tensorrt.py").write_text("raise ImportError('libnvinfer.so.11: cannot open shared object file')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(machine, "_try_import", machine._try_import.__wrapped__)
+    row = next(check for check in machine.examine() if check.what == "tensorrt")
+    assert row.state == "broken"
+    assert "libnvinfer.so.11" in row.found
+
+
+def test_the_gpus_are_those_that_the_driver_reports(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 'NVIDIA L4, 8.9'\necho 'NVIDIA H100 80GB HBM3, 9.0'\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(machine, "gpus", machine.gpus.__wrapped__)
+    assert [gpu.compute_capability for gpu in machine.gpus()] == [(8, 9), (9, 0)]
+    smi.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed' >&2\nexit 9\n")
+    assert machine.gpus() == ()
 
 
 def test_an_onnx_runtime_target_has_no_tensorrt_engine(tmp_path: Path) -> None:
