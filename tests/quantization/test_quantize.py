@@ -1,0 +1,174 @@
+"""What `quantize` makes of a graph, on each target."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+from hermes_deploy.checkpoints.checkpoint import Checkpoint
+from hermes_deploy.errors import QuantizationError, TargetError
+from hermes_deploy.graphs import GraphSpec, build_decoder, linear_names, save_model
+from hermes_deploy.quantization import ActivationRanges, QuantizationReport, check_recipe, quantize
+from hermes_deploy.recipes import load_recipe
+from hermes_deploy.targets import target
+
+
+def make(
+    checkpoint: Checkpoint, recipe: str, where: str, ranges: ActivationRanges | None = None, **changes: Any
+) -> tuple[ir.Model, QuantizationReport]:
+    goal = target(where)
+    model = build_decoder(GraphSpec(checkpoint.config, goal.dialect, goal.activation, 64), checkpoint.tensors)
+    return model, quantize(model, load_recipe(recipe).model_copy(update=changes), goal, ranges)
+
+
+def optimized(path: Path) -> onnx.ModelProto:
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(path.with_name("optimized.onnx"))
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
+    ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return onnx.load(path.with_name("optimized.onnx"))
+
+
+@pytest.mark.parametrize("head", ["int4", "int8"])
+def test_on_the_cpu_every_linear_becomes_the_fused_kernel(head: str, tiny: Checkpoint, tmp_path: Path) -> None:
+    model, report = make(tiny, "int4", "cpu", head=head)
+    save_model(model, tmp_path / "model.onnx")
+    nodes = optimized(tmp_path / "model.onnx").graph.node
+    fused = [node for node in nodes if node.op_type == "MatMulNBits"]
+    assert len(fused) == len(linear_names(tiny.config.layers))
+    assert not [node for node in nodes if node.op_type in ("MatMul", "DequantizeLinear")]
+    facts = [{a.name: onnx.helper.get_attribute_value(a) for a in node.attribute} for node in fused]
+    assert all(fact["accuracy_level"] == 4 and fact["block_size"] == 32 for fact in facts)
+    assert Counter(fact["bits"] for fact in facts) == ({4: 9} if head == "int4" else {4: 8, 8: 1})
+    assert report.block_size == 32
+
+
+def test_int4_for_tensorrt_has_the_form_that_is_fused_there(tiny: Checkpoint) -> None:
+    model, report = make(tiny, "int4", "sm86")
+    assert report.block_size == 64
+    dequantizers = [node for node in model.graph if node.op_type == "DequantizeLinear"]
+    assert len(dequantizers) == 9
+    for node in dequantizers:
+        codes, scale = node.inputs  # and no zero point
+        assert codes is not None and scale is not None
+        assert codes.dtype == ir.DataType.INT4
+        assert scale.dtype == ir.DataType.FLOAT16
+        assert node.attributes["axis"].as_int() == 0
+        assert node.attributes["block_size"].as_int() == 64
+
+
+def test_fp8_quantizes_weights_by_column_and_inputs_whole(tiny: Checkpoint, ranges: ActivationRanges) -> None:
+    model, report = make(tiny, "fp8", "sm89", ranges)
+    assert report.forms["head"] == "fp16"
+    assert report.block_size is None
+    linears = {node.metadata_props["linear"]: node for node in model.graph if "linear" in node.metadata_props}
+    for name, node in linears.items():
+        source = node.inputs[1].producer()  # type: ignore[union-attr]
+        if name == "head":
+            assert source is None
+            continue
+        assert source is not None and source.attributes["axis"].as_int() == 1
+        inputs = node.inputs[0].producer()  # type: ignore[union-attr]
+        assert inputs is not None and inputs.op_type == "DequantizeLinear"
+        scale = inputs.inputs[1].const_value  # type: ignore[union-attr]
+        assert scale is not None and scale.dtype == ir.DataType.FLOAT16
+        assert float(scale.numpy()) == pytest.approx(ranges.largest[name] / 448, rel=1e-3)
+        assert not inputs.inputs[2].const_value.numpy().astype(np.float32).any()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("recipe", "where"), [("int4", "cpu"), ("int4", "cuda"), ("int4", "sm80"), ("fp8", "sm120")])
+def test_the_saved_graph_is_valid_onnx(
+    recipe: str, where: str, tiny: Checkpoint, ranges: ActivationRanges, tmp_path: Path
+) -> None:
+    model, _ = make(tiny, recipe, where, ranges)
+    save_model(model, tmp_path / "model.onnx")
+    onnx.checker.check_model(str(tmp_path / "model.onnx"))
+
+
+def test_weights_are_read_while_saving_and_only_once(tiny: Checkpoint, tmp_path: Path) -> None:
+    reads: Counter[str] = Counter()
+
+    def counting(name: str) -> Any:
+        def load() -> Any:
+            reads[name] += 1
+            return tiny.tensors[name].load()
+
+        return load
+
+    watched = {name: replace(tensor, load=counting(name)) for name, tensor in tiny.tensors.items()}
+    model, _ = make(replace(tiny, tensors=watched), "int4", "cpu")
+    assert not reads
+    save_model(model, tmp_path / "model.onnx")
+    assert {name for name, count in reads.items() if count > 1} == set()
+    assert set(reads) == set(tiny.tensors)
+
+
+def test_two_builds_give_the_same_bytes(tiny: Checkpoint, ranges: ActivationRanges, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        save_model(make(tiny, "int4", "sm80", ranges)[0], tmp_path / name / "model.onnx")
+    for file in ("model.onnx", "model.onnx.data"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_full_precision_leaves_the_graph_as_it_was(tiny: Checkpoint) -> None:
+    model, report = make(tiny, "fp32", "cpu")
+    assert set(report.forms.values()) == {"fp32"}
+    assert not [node for node in model.graph if node.op_type == "DequantizeLinear"]
+
+
+def test_a_matrix_that_no_block_divides_is_named(tiny: Checkpoint) -> None:
+    goal = replace(target("cpu"), block_sizes=(128, 96))
+    model = build_decoder(GraphSpec(tiny.config, "ort", "fp32", 64), tiny.tensors)
+    with pytest.raises(QuantizationError, match=r"layers\.0\.qkv \(K = 64\)"):
+        quantize(model, load_recipe("int4"), goal)
+
+
+def test_fp8_without_calibration_is_refused(tiny: Checkpoint) -> None:
+    with pytest.raises(QuantizationError, match="calibrate"):
+        make(tiny, "fp8", "sm89")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "where", "head", "says"),
+    [
+        ("fp8", "sm86", "fp16", "fp8 works on: sm89"),
+        ("int4", "sm80", "int8", "takes: fp16, int4"),
+        ("int4", "cpu", "fp16", "takes: fp32, int4, int8"),
+        ("fp8", "sm89", "fp8", "takes: fp16, int4"),
+    ],
+)
+def test_what_a_target_cannot_take_is_refused_with_what_it_can(recipe: str, where: str, head: str, says: str) -> None:
+    with pytest.raises(TargetError, match=says):
+        check_recipe(load_recipe(recipe).model_copy(update={"head": head}), target(where))
+
+
+def test_a_graph_is_not_quantized_twice(tiny: Checkpoint) -> None:
+    model, _ = make(tiny, "int4", "cpu")
+    with pytest.raises(QuantizationError, match="quantized before"):
+        quantize(model, load_recipe("int4"), target("cpu"))
+
+
+def test_a_graph_of_another_activation_is_refused(tiny: Checkpoint) -> None:
+    model = build_decoder(GraphSpec(tiny.config, "portable", "fp32", 64), tiny.tensors)
+    with pytest.raises(QuantizationError, match='activation "fp16"'):
+        quantize(model, load_recipe("int4"), target("sm80"))
+
+
+def test_a_head_that_is_also_the_embedding_is_not_quantized_behind_its_back(tmp_path: Path) -> None:
+    from hermes_deploy.checkpoints import open_checkpoint
+    from tests.fixtures.tiny import make_mistral
+
+    tied = open_checkpoint(str(make_mistral(tmp_path / "tied", tie_word_embeddings=True)))
+    model = build_decoder(GraphSpec(tied.config, "ort", "fp32", 64, embedding="tied"), tied.tensors)
+    with pytest.raises(QuantizationError, match="embedding"):
+        quantize(model, load_recipe("int4"), target("cpu"))
