@@ -21,7 +21,7 @@ make_environment() {
     fi
     echo "making .venv with [$extras] ..." >&2
     [ -x .venv/bin/python ] || "$python" -m venv .venv
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check \
+    .venv/bin/python -m pip install -qq --disable-pip-version-check \
         --constraint constraints.txt --editable ".[$extras]"
     touch ".venv/.has-$extras-$stamp"
 }

@@ -159,6 +159,7 @@ def report(times: dict[str, float], answers: dict[str, Answer], console: Console
                 f"  {DOORS[door]:<28} {answer.first * 1000:8.1f} ms to the first token, then {rate:.0f} tokens/s "
                 f"({answer.tokens} tokens, {answer.finish_reason}; both doors at once)",
                 markup=False,
+                soft_wrap=True,
             )
 
 

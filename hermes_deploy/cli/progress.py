@@ -28,7 +28,8 @@ class Progress:
         """A stage began (`seconds` None), or ended after `seconds`."""
         self._stop()
         if event.seconds is not None:
-            self._console.print(f"{event.stage:<28} {event.seconds:6.1f} s  {event.detail}", markup=False)
+            line = f"{event.stage:<28} {event.seconds:6.1f} s  {event.detail}"
+            self._console.print(line, markup=False, soft_wrap=True)
         elif self._console.is_terminal and not self._console.quiet:
             self._status = self._console.status(f"{event.stage}  {event.detail}")
             self._status.start()
