@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
 from hermes_deploy.checkpoints.checkpoint import DecoderConfig, LazyTensor
 from hermes_deploy.errors import GateError
@@ -49,14 +50,22 @@ def tensor_error(onnx_path: Path, config: DecoderConfig, tensors: Mapping[str, L
     if missing:
         raise GateError(f"{onnx_path}: no linear is tagged {missing[0]}; the graph is not complete")
     for name, tensor in saved_vectors(onnx_path):
-        source = tensors[_source_of_vector(name)].float32().reshape(-1, tensor.shape.numpy()[-1])
-        stored = np.asarray(tensor.numpy()).reshape(source.shape)
-        error, power = np.empty(len(source), np.float32), np.empty(len(source), np.float32)
-        for row, (ours, theirs) in enumerate(zip(stored, source, strict=True)):
-            apart = ours.astype(np.float32) - theirs
-            error[row], power[row] = apart @ apart, theirs @ theirs
-        worst = max(worst, _worst_group(name, error, power, 1), key=_severity)
+        worst = max(worst, _vector_error(name, tensor, config, tensors), key=_severity)
     return worst
+
+
+def _vector_error(
+    name: str, tensor: ir.TensorProtocol, config: DecoderConfig, tensors: Mapping[str, LazyTensor]
+) -> TensorError:
+    """Of an embedding each row is a group, of a norm each head_dim values."""
+    source, stored = tensors[_source_of_vector(name)].float32(), tensor.numpy()
+    if source.ndim == 1:
+        return _worst_group(name, (stored.astype(np.float32) - source) ** 2, source**2, config.head_dim)
+    error, power = np.empty(len(source), np.float32), np.empty(len(source), np.float32)
+    for row, (ours, theirs) in enumerate(zip(stored, source, strict=True)):
+        apart = ours.astype(np.float32) - theirs
+        error[row], power[row] = apart @ apart, theirs @ theirs
+    return _worst_group(name, error, power, 1)
 
 
 def _severity(error: TensorError) -> float:
