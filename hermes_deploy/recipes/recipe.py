@@ -36,8 +36,15 @@ class GateThresholds(_Frozen):
     max_tensor_error: float = Field(gt=0)
 
 
+SMALL_MODEL = 1_000_000_000
+"""Parameters."""
+
+
 class Recipe(_Frozen):
     """`linear` is the precision of every matrix in the decoder, `head` of the output head.
+
+    `small_model_gate` replaces `gate` for models under SMALL_MODEL parameters, which lose far more
+    in few bits: one threshold for both would let a damaged 7B pass.
 
     `max_context` in tokens and `max_slots` in concurrent chats are defaults that `build` flags
     override; the built artifact carries the values and `serve` may only lower them.
@@ -51,6 +58,13 @@ class Recipe(_Frozen):
     max_context: int = Field(default=2048, ge=16, le=1 << 20)
     max_slots: int = Field(default=8, ge=1, le=1024)
     gate: GateThresholds
+    small_model_gate: GateThresholds | None = None
+
+    def thresholds(self, parameters: int) -> GateThresholds:
+        """What the gate asks of a model with that many parameters."""
+        if self.small_model_gate is not None and parameters < SMALL_MODEL:
+            return self.small_model_gate
+        return self.gate
 
     def check_target(self, target: Target) -> None:
         """Raises TargetError when `target` cannot take this recipe, naming what would work."""

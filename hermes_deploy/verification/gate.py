@@ -48,11 +48,12 @@ def run_gate(reference: Reference, onnx_path: Path, target: Target, recipe: Reci
     tensors = tensors_sha256(onnx_path)
     weights = tensor_error(onnx_path, reference.config, reference.tensors)
     measures = compare(reference, onnx_path, target, weights)
-    problems = over_threshold(measures, recipe.gate, weights.where)
+    allowed = recipe.thresholds(reference.parameters)
+    problems = over_threshold(measures, allowed, weights.where)
     if problems:
         raise GateError(
             f"the {recipe.linear} build for {target.name} does not answer like its reference: {'; '.join(problems)}. "
-            f"Nothing is published. Reference: {reference.text}. {_advice(recipe, measures)}"
+            f"Nothing is published. Reference: {reference.text}. {_advice(allowed, measures)}"
         )
     return GateResult(
         passed=True,
@@ -60,7 +61,7 @@ def run_gate(reference: Reference, onnx_path: Path, target: Target, recipe: Reci
         precision=recipe.linear,
         reference=reference.text,
         measures=measures,
-        thresholds=recipe.gate.model_dump(),
+        thresholds=allowed.model_dump(),
         tensors_sha256=tensors,
         worst_tensor=weights.where,
     )
@@ -104,7 +105,7 @@ def over_threshold(measures: Measures, allowed: GateThresholds, where: str = "")
     return problems
 
 
-def _advice(recipe: Recipe, measures: Measures) -> str:
-    if measures.tensor_error > recipe.gate.max_tensor_error:
+def _advice(allowed: GateThresholds, measures: Measures) -> str:
+    if measures.tensor_error > allowed.max_tensor_error:
         return "Weights differ from the checkpoint's more than rounding explains: get the checkpoint again and rebuild."
     return "Try a recipe with more precision: fp16 on GPUs, fp32 on the CPU."

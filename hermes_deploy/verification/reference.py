@@ -8,6 +8,7 @@ and every candidate of the build is compared with those. Knows no graph.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -40,6 +41,11 @@ class Reference:
     sequences: tuple[tuple[int, ...], ...]
     hidden: npt.NDArray[np.float32]
     text: str
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in all tensors of the checkpoint."""
+        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
 
     def head(self) -> npt.NDArray[np.float32]:
         """[vocab_size, hidden_size], read now: rows of `hidden` times its transpose are logits."""

@@ -17,7 +17,7 @@ LENIENT = {"min_top1": 0.2}
 def with_gate(name: str, changes: dict[str, float]) -> Recipe:
     """The recipe of that name with other thresholds."""
     recipe = load_recipe(name)
-    return override(recipe, {"gate": {**recipe.gate.model_dump(), **changes}})
+    return override(recipe, {"small_model_gate": {**recipe.thresholds(0).model_dump(), **changes}})
 
 
 @pytest.fixture(scope="session")
