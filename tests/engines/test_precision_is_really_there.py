@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hermes_deploy.checkpoints.checkpoint import DecoderConfig
@@ -110,7 +111,13 @@ def test_what_graphs_and_quantization_emit_becomes_an_engine_with_those_kernels(
 ) -> None:
     model = build_decoder(GraphSpec(SMALL, "portable", "fp16", 128), random_tensors(SMALL))
     if recipe != "fp16":
-        ranges = ActivationRanges({linear.name: 20.0 for linear in find_linears(model)}, chats=1, tokens=1)
+        linears = find_linears(model)
+        ranges = ActivationRanges(
+            {linear.name: 20.0 for linear in linears},
+            {linear.name: np.ones(linear.rows, dtype=np.float32) for linear in linears},
+            chats=1,
+            tokens=1,
+        )
         quantize(model, load_recipe(recipe), target(targets[-1]), ranges)
     save_model(model, tmp_path / "model.onnx")
     files = build_engine(
