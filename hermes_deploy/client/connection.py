@@ -37,7 +37,7 @@ _OPTIONS = (
     ("grpc.keepalive_timeout_ms", 20_000),
     # a client that outlives a restart of its server finds the new one within two seconds
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 5_000),  # which is the time that one attempt to connect may take
     ("grpc.max_reconnect_backoff_ms", 2_000),
 )
 # makes Triton end a stream that fails with a real status code instead of a bare message

@@ -118,7 +118,7 @@ _NO_CONNECTION = re.compile(
     re.IGNORECASE,
 )
 _HTTP1 = re.compile(r"http1\.x server|HTTP status code|missing selected ALPN|Failed parsing HTTP/2", re.IGNORECASE)
-_HUNG_UP = re.compile(r"socket closed|reset by peer|broken pipe|end of file", re.IGNORECASE)
+_HUNG_UP = re.compile(r"socket closed|before receiving SETTINGS|reset by peer|broken pipe|end of file", re.IGNORECASE)
 _UNKNOWN_MODEL = re.compile(r"unknown model|no available versions|is not ready", re.IGNORECASE)
 _TOO_LARGE = re.compile(r"message larger than max", re.IGNORECASE)
 

@@ -145,12 +145,13 @@ def test_a_killed_server_is_an_error_with_the_text_so_far(artifact: Path, door: 
     with (
         Server(artifact, grpc_port=0, http_port=0, metrics_port=0) as doomed,
         Client(doomed.endpoints.grpc) as client,  # noqa: F811
-        client.stream("hello", max_tokens=MAX_CONTEXT, temperature=0.0, door=door, timeout=60) as stream,
     ):
-        next(stream)
-        next(p for p in psutil.Process().children(recursive=True) if names_port(p, doomed.grpc_port)).kill()
-        with pytest.raises(ClientError) as caught:
-            stream.result()
+        process = next(p for p in psutil.Process().children(recursive=True) if names_port(p, doomed.grpc_port))
+        with client.stream("hello", max_tokens=MAX_CONTEXT, temperature=0.0, door=door, timeout=60) as stream:
+            next(stream)
+            process.kill()
+            with pytest.raises(ClientError) as caught:
+                stream.result()
     assert caught.value.partial_text
     assert caught.value.code in ("UNAVAILABLE", "CANCELLED", "DATA_LOSS")
 
