@@ -44,7 +44,7 @@ def test_a_good_build_passes(recipe: str, where: str, build: Build, reference: R
     assert result.precision == recipe
     assert result.tensors_sha256 == tensors_sha256(path)
     assert result.measures.positions == sum(map(len, reference.sequences))
-    assert result.thresholds == load_recipe(recipe).gate.model_dump()
+    assert result.thresholds == load_recipe(recipe).thresholds(0).model_dump()
 
 
 @pytest.mark.parametrize(("recipe", "where"), [("fp32", "cpu"), ("int4", "cpu"), ("fp16", "sm80"), ("int4", "sm80")])
@@ -78,7 +78,7 @@ def test_a_damaged_norm_and_a_damaged_embedding_row_are_found(tiny: Checkpoint, 
             return a
 
         found = tensor_error(build("int4", "cpu", damaged(tiny, (name,), spoil)), tiny.config, tiny.tensors)
-        assert found.worst > load_recipe("int4").gate.max_tensor_error
+        assert found.worst > load_recipe("int4").thresholds(0).max_tensor_error
         assert where.replace("\\", "") in found.where
 
 
