@@ -51,6 +51,8 @@ def tokenizer_files(
     where: str,
 ) -> tuple[str, TokenizerFiles]:
     """(family name, files). `eos_ids`: what config and generation_config name; `vocab_size`: rows of the embedding."""
+    for what, text in (("chat_template", template), ("bos_token", bos_token), ("eos_token", eos_token)):
+        _check_text(text, what, where)
     vocab = vocabulary(tokenizer_json, where)
     largest = max(vocab.values())
     if largest >= vocab_size:
@@ -71,6 +73,14 @@ def tokenizer_files(
     if not stops:
         raise CheckpointError(f"{where}: neither eos_token, eos_token_id nor a stop token of {family.title} is there")
     return family.name, TokenizerFiles(tokenizer_json, source, bos_token, eos_token, tuple(sorted(stops)))
+
+
+def _check_text(value: object, what: str, where: str) -> None:
+    """JSON and GGUF let through other types, and halves of surrogate pairs, which no file can hold."""
+    if value is not None and not isinstance(value, str):
+        raise CheckpointError(f"{where}: {what} is a {type(value).__name__}, expected text")
+    if value is not None and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise CheckpointError(f"{where}: {what} is not valid Unicode text: it holds half of a surrogate pair")
 
 
 def _family(template: str | None, vocab: Mapping[str, int], where: str) -> tuple[Family, str]:

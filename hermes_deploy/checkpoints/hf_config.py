@@ -110,6 +110,12 @@ def check_shape(config: DecoderConfig, where: str) -> DecoderConfig:
     """Raises CheckpointError when the numbers contradict each other; gives `config` back."""
     if config.heads % config.kv_heads:
         raise CheckpointError(f"{where}: {config.heads} attention heads cannot share {config.kv_heads} key/value heads")
+    if not 0 < config.rms_norm_eps < 1:
+        raise CheckpointError(
+            f"{where}: the norms' epsilon is {config.rms_norm_eps}; expected a number between 0 and 1"
+        )
+    if not 1 <= config.rope_theta <= 1e12:
+        raise CheckpointError(f"{where}: RoPE's theta is {config.rope_theta}; expected a number in 1..1e12")
     if config.head_dim % 2:
         raise CheckpointError(f"{where}: head_dim is {config.head_dim}; rotary embedding needs an even one")
     return config

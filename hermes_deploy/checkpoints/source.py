@@ -15,7 +15,7 @@ _FORMS = f"a model is: {DEMO} (the demo), a folder in Hugging Face layout, a .gg
 
 
 def open_source(model: str, *, revision: str | None, cache_dir: Path | None) -> Checkpoint:
-    path = Path(model).expanduser()
+    path = _local_path(model)
     hub_id = _HUB_ID.fullmatch(model) is not None and not model.endswith(".gguf")
     local = bool(model) and model != DEMO and path.exists()
     if revision is not None and (local or not hub_id):
@@ -43,10 +43,30 @@ def open_source(model: str, *, revision: str | None, cache_dir: Path | None) -> 
     raise CheckpointError(f"{model!r} is not there; {_FORMS}")
 
 
+def _local_path(model: str) -> Path:
+    try:
+        path = Path(model).expanduser()
+        # its own name becomes the model's, and stands in UTF-8 files
+        path.resolve().name.encode()
+    except UnicodeEncodeError:
+        raise CheckpointError(f"the name of {model!a} is not UTF-8 text; rename it") from None
+    except RuntimeError:
+        raise CheckpointError(f"{model}: there is no home folder (HOME is not set); give the whole path") from None
+    return path
+
+
 def default_cache() -> Path:
-    """$HERMES_DEPLOY_CACHE, else $XDG_CACHE_HOME/hermes-deploy, else ~/.cache/hermes-deploy."""
+    """$HERMES_DEPLOY_CACHE, else $XDG_CACHE_HOME/hermes-deploy, else ~/.cache/hermes-deploy.
+
+    Raises CheckpointError where there is no home.
+    """
     chosen = os.environ.get("HERMES_DEPLOY_CACHE")
     if chosen:
         return Path(chosen).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "hermes-deploy"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "hermes-deploy"
+    except RuntimeError:
+        raise CheckpointError(
+            "there is no home folder to keep downloads in (HOME is not set); name a folder in HERMES_DEPLOY_CACHE"
+        ) from None

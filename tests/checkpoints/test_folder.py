@@ -166,6 +166,8 @@ def test_a_pickle_beside_safetensors_is_never_opened(tiny: Path) -> None:
         ("generation_config.json", b'{"eos_token_id": 99999}', "eos_token_id 99999 is not in the vocabulary"),
         ("generation_config.json", b'{"eos_token_id": "x"}', "eos_token_id is 'x'"),
         (INDEX, b"{}", "has no weight_map"),
+        ("tokenizer_config.json", b'{"bos_token": "\\ud800"}', "bos_token is not valid Unicode text"),
+        ("chat_template.json", b'{"chat_template": "<|im_start|>\\ud800"}', "chat_template is not valid Unicode text"),
         ("chat_template.jinja", b"\xff", "not UTF-8"),
     ],
 )

@@ -51,3 +51,21 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("HERMES_DEPLOY_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert default_cache() == Path.home() / ".cache" / "hermes-deploy"
+
+
+def test_without_a_home_the_message_says_which_variable_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("HERMES_DEPLOY_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", nobody)
+    with pytest.raises(CheckpointError, match="name a folder in HERMES_DEPLOY_CACHE"):
+        open_checkpoint("smollm2")
+
+
+def test_a_folder_whose_name_is_not_text_is_refused(tiny: Path) -> None:
+    odd = tiny.with_name("odd \udcff")
+    tiny.rename(odd)
+    with pytest.raises(CheckpointError, match=r"odd \\udcff' is not UTF-8 text; rename it"):
+        open_checkpoint(str(odd))
