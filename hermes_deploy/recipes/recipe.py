@@ -111,7 +111,13 @@ def _validated(data: dict[str, Any], where: str) -> Recipe:
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
+        faults = error.errors(include_url=False)
         problems = "; ".join(
-            f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors(include_url=False)
+            ".".join(str(p) for p in e["loc"])
+            + (f" is {e['input']!r}: " if isinstance(e["input"], int | float | str) else ": ")
+            + e["msg"]
+            for e in faults
         )
-        raise RecipeError(f"{where}: {problems}. Keys are: {', '.join(Recipe.model_fields)}.") from None
+        about_keys = any(e["type"] in ("extra_forbidden", "missing") for e in faults)
+        keys = f" Keys are: {', '.join(Recipe.model_fields)}." if about_keys else ""
+        raise RecipeError(f"{where}: {problems}.{keys}") from None

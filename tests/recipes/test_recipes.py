@@ -26,7 +26,7 @@ def test_every_recipe_that_ships_is_valid_and_named_as_its_file() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (GOOD + "colour: red\n", "colour: Extra inputs are not permitted.*Keys are: name, description"),
+        (GOOD + "colour: red\n", "colour is 'red': Extra inputs are not permitted.*Keys are: name, description"),
         (GOOD.replace("linear: int4", "linear: int3"), "linear"),
         (GOOD.replace("max_kl: 1", "max_kl: -1"), "gate.max_kl"),
         (GOOD.replace("description: y\n", ""), "description: Field required"),
@@ -48,7 +48,7 @@ def test_an_unknown_name_is_answered_with_the_names_there_are() -> None:
 
 def test_an_override_is_validated_like_the_file() -> None:
     assert override(load_recipe("int4"), {"max_context": 512}).max_context == 512
-    with pytest.raises(RecipeError, match="max_context"):
+    with pytest.raises(RecipeError, match=r"max_context is 0: Input should be greater than or equal to 16\.$"):
         override(load_recipe("int4"), {"max_context": 0})
 
 
