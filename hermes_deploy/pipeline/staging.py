@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import os
 import shutil
 import tempfile
@@ -39,6 +40,15 @@ class Staging:
 
 def check_output(output: Path) -> None:
     """Raises UsageError unless `output` can be created: absent or an empty folder, in a writable one."""
+    try:
+        str(output).encode()
+        output.stat()
+    except UnicodeEncodeError:
+        raise UsageError(f"--output {str(output)!a} is not UTF-8 text; name another folder") from None
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise UsageError(f"--output {output} cannot be used: {error.strerror}; name another folder") from None
     if output.is_symlink() or (output.exists() and not output.is_dir()):
         raise UsageError(f"--output {output} exists and is not a folder; name a new folder")
     if output.is_dir():
@@ -56,7 +66,9 @@ def check_output(output: Path) -> None:
 @contextlib.contextmanager
 def staged(output: Path) -> Iterator[Staging]:
     """A locked, empty folder beside `output`, removed on the way out unless it was published."""
-    output = output.absolute()
+    check_output(output)
+    # `new/..` is a folder that is there, whatever it looks like
+    output = output.resolve()
     check_output(output)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +89,7 @@ def staged(output: Path) -> Iterator[Staging]:
 def remove_abandoned(output: Path) -> list[Path]:
     """Removes staging folders of killed builds of `output`; gives what was removed."""
     removed = []
-    for folder in output.parent.glob(f"{_prefix(output)}*"):
+    for folder in output.parent.glob(f"{glob.escape(_prefix(output))}*"):
         lock = _lock(folder)
         if lock is None:
             continue

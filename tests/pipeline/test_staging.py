@@ -44,10 +44,17 @@ def test_an_empty_folder_is_accepted_and_a_full_one_refused_by_name(tmp_path: Pa
         check_output(output)
 
 
-@pytest.mark.parametrize("output", ["/proc/artifact", "/dev/null/artifact"])
+@pytest.mark.parametrize("output", ["/proc/artifact", "/dev/null/artifact", "/tmp/" + 300 * "a", "odd \udcff"])
 def test_an_output_that_cannot_be_written_is_refused(output: str) -> None:
     with pytest.raises(UsageError, match="--output"), staged(Path(output)):
         pass
+
+
+def test_an_output_that_leads_back_to_a_folder_with_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("x")
+    with pytest.raises(UsageError, match=r"not empty \(it holds precious.txt\)"), staged(tmp_path / "new" / ".."):
+        pass
+    assert siblings(tmp_path) == ["precious.txt"]
 
 
 def test_a_file_in_the_place_of_the_output_is_refused(tmp_path: Path) -> None:
@@ -68,8 +75,9 @@ def test_two_builds_into_one_output_do_not_mix(tmp_path: Path) -> None:
     assert siblings(tmp_path) == ["artifact"]
 
 
-def test_what_a_killed_build_left_is_removed_by_the_next_and_a_living_one_is_not(tmp_path: Path) -> None:
-    output = tmp_path / "artifact"
+@pytest.mark.parametrize("name", ["artifact", "an [odd] *"])
+def test_what_a_killed_build_left_is_removed_by_the_next_and_a_living_one_is_not(name: str, tmp_path: Path) -> None:
+    output = tmp_path / name
     script = (
         "import sys, time; from pathlib import Path; from hermes_deploy.pipeline.staging import staged\n"
         "with staged(Path(sys.argv[1])) as s: (s.folder / 'half').write_text('x'); print('in', flush=True);"
@@ -85,4 +93,4 @@ def test_what_a_killed_build_left_is_removed_by_the_next_and_a_living_one_is_not
     assert not output.exists()
     with staged(output) as staging:
         staging.publish()
-    assert siblings(tmp_path) == ["artifact"]
+    assert siblings(tmp_path) == [name]
