@@ -36,7 +36,9 @@ def _run(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         result = app(arguments, prog_name="hermes-deploy", standalone_mode=False)
-        return result if isinstance(result, int) else 0
+        code = result if isinstance(result, int) else 0
+        # typer catches Ctrl-C itself, without a word, and gives 130
+        return _fail(arguments, "Interrupted", "interrupted", 130) if code == 130 else code
     except Exit as stop:
         return stop.exit_code
     except HermesDeployError as error:

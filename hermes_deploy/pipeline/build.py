@@ -23,11 +23,12 @@ from hermes_deploy.pipeline.events import StageEvent
 from hermes_deploy.pipeline.package import Built, package
 from hermes_deploy.pipeline.request import BuildReport, BuildRequest
 from hermes_deploy.pipeline.staging import Staging, check_output, staged
-from hermes_deploy.pipeline.variants import Variant, plan_variants, save_variant
+from hermes_deploy.pipeline.variants import Variant, check_variants, plan_variants, save_variant
 from hermes_deploy.protocol.tensors import ENGINE
 from hermes_deploy.quantization import ActivationRanges, calibrate, calibration_chats
 from hermes_deploy.recipes import Recipe
 from hermes_deploy.repository.assemble import version_folder
+from hermes_deploy.repository.manifest import TargetEntry
 from hermes_deploy.verification import GateResult, Reference, prepare_reference, run_gate, tensors_sha256
 
 OnEvent = Callable[[StageEvent], None]
@@ -65,8 +66,9 @@ def build_artifact(request: BuildRequest, on_event: OnEvent = lambda _: None) ->
         with stages.stage("checkpoint", request.model):
             checkpoint = open_checkpoint(request.model, revision=request.revision)
             _check_context(recipe, checkpoint)
-        with staged(request.output) as staging:
             variants = plan_variants(targets)
+            check_variants(variants, recipe, checkpoint)
+        with staged(request.output) as staging:
             return _build(recipe, checkpoint, variants, engines, stages, staging)
 
 
@@ -100,8 +102,18 @@ def _build(
         recipe=recipe.name,
         output=staging.output,
         size=sum(entry.size for entry in manifest.files.values()),
+        gates=[_gate_line(entry) for entry in manifest.targets],
         measures={entry.name: entry.gate.measures for entry in manifest.targets},
         stages=stages.seconds,
+    )
+
+
+def _gate_line(entry: TargetEntry) -> str:
+    found = entry.gate.measures
+    return (
+        f"gate {entry.name}: {entry.precision}, KL {found['kl']:.3g}, top-1 {found['top1']:.3f}, "
+        f"perplexity x{found['perplexity_ratio']:.4f}, worst tensor {found['tensor_error']:.3g} "
+        f"({found['positions']:.0f} positions)"
     )
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx_ir as ir
+
 from hermes_deploy.checkpoints.checkpoint import Checkpoint
 from hermes_deploy.graphs import GraphSpec, build_decoder, save_model
-from hermes_deploy.quantization import ActivationRanges, quantize
+from hermes_deploy.quantization import ActivationRanges, plan_block_size, quantize
 from hermes_deploy.recipes import Recipe
 from hermes_deploy.targets import Target
 
@@ -36,10 +38,24 @@ def plan_variants(targets: tuple[Target, ...]) -> tuple[Variant, ...]:
     return tuple(variants)
 
 
+def check_variants(variants: tuple[Variant, ...], recipe: Recipe, checkpoint: Checkpoint) -> None:
+    """Raises GraphError or QuantizationError for a model that cannot be built so. Reads no weight."""
+    for variant in variants:
+        plan_block_size(_graph(variant, recipe, checkpoint), recipe, variant.targets[0])
+
+
 def save_variant(
     variant: Variant, folder: Path, recipe: Recipe, checkpoint: Checkpoint, ranges: ActivationRanges | None
 ) -> tuple[Path, int | None]:
     """Writes the quantized graph of `variant` into `folder`; gives its path and the INT4 block size."""
+    model = _graph(variant, recipe, checkpoint)
+    report = quantize(model, recipe, variant.targets[0], ranges)
+    folder.mkdir(parents=True)
+    save_model(model, folder / MODEL)
+    return folder / MODEL, report.block_size
+
+
+def _graph(variant: Variant, recipe: Recipe, checkpoint: Checkpoint) -> ir.Model:
     target = variant.targets[0]
     spec = GraphSpec(
         checkpoint.config,
@@ -49,8 +65,4 @@ def save_variant(
         # the table is only looked up: fp16 halves it, and a quantized recipe has no use for more
         embedding="fp32" if recipe.linear == "fp32" else "fp16",
     )
-    model = build_decoder(spec, checkpoint.tensors)
-    report = quantize(model, recipe, target, ranges)
-    folder.mkdir(parents=True)
-    save_model(model, folder / MODEL)
-    return folder / MODEL, report.block_size
+    return build_decoder(spec, checkpoint.tensors)

@@ -4,13 +4,13 @@
     report = quantize(model, recipe, target, ranges)        # rewrites the graph, reads no weight
     graphs.save_model(model, path)                          # here the weights are quantized
 
-`check_recipe` refuses a recipe that a target cannot take before any work.
-
+`check_recipe` refuses a recipe that a target cannot take, `plan_block_size` a graph that cannot be
+cut into 4-bit blocks, both before any work.
 """
 
 from hermes_deploy.quantization.calibration import ActivationRanges, Chat, calibrate, calibration_chats
 from hermes_deploy.quantization.linears import Linear, choose_block_size, find_linears
-from hermes_deploy.quantization.quantize import QuantizationReport, check_recipe, quantize
+from hermes_deploy.quantization.quantize import QuantizationReport, check_recipe, plan_block_size, quantize
 from hermes_deploy.quantization.reference import head_weight, hidden_states
 
 __all__ = [
@@ -25,5 +25,6 @@ __all__ = [
     "find_linears",
     "head_weight",
     "hidden_states",
+    "plan_block_size",
     "quantize",
 ]

@@ -60,6 +60,19 @@ def check_recipe(recipe: Recipe, target: Target) -> None:
         )
 
 
+def plan_block_size(model: ir.Model, recipe: Recipe, target: Target) -> int | None:
+    """The block size along K that `quantize` will use, None where nothing is blocked. Reads no weight.
+
+    Raises QuantizationError when none fits, or the graph is not an unquantized one.
+    """
+    blocked = [linear for linear in find_linears(model) if _wanted(linear, recipe) in ("int4", "int8")]
+    return choose_block_size(blocked, target.block_sizes) if blocked else None
+
+
+def _wanted(linear: Linear, recipe: Recipe) -> str:
+    return recipe.head if linear.name == "head" else recipe.linear
+
+
 def quantize(
     model: ir.Model, recipe: Recipe, target: Target, ranges: ActivationRanges | None = None
 ) -> QuantizationReport:
@@ -73,9 +86,8 @@ def quantize(
     check_recipe(recipe, target)
     linears = find_linears(model)
     _check_activation(linears, target)
-    wanted = {linear.name: recipe.head if linear.name == "head" else recipe.linear for linear in linears}
-    blocked = [linear for linear in linears if wanted[linear.name] in ("int4", "int8")]
-    block = choose_block_size(blocked, target.block_sizes) if blocked else None
+    wanted = {linear.name: _wanted(linear, recipe) for linear in linears}
+    block = plan_block_size(model, recipe, target)
     forms: dict[str, str] = {}
     size = 0
     made: dict[str, list[ir.Value]] = {}

@@ -15,10 +15,20 @@ from pathlib import Path
 import pytest
 
 from hermes_deploy.engines import read_sidecar
-from hermes_deploy.errors import BuildError, CheckpointError, GateError, RecipeError, TargetError, UsageError
+from hermes_deploy.errors import (
+    BuildError,
+    CheckpointError,
+    GateError,
+    GraphError,
+    QuantizationError,
+    RecipeError,
+    TargetError,
+    UsageError,
+)
 from hermes_deploy.pipeline import BuildRequest, StageEvent, build_artifact
 from hermes_deploy.repository.engine_config import read_engine_config
 from hermes_deploy.repository.manifest import list_files, read_manifest, verify_files
+from tests.fixtures.tiny import make_mistral
 from tests.pipeline.conftest import LENIENT, with_gate
 
 
@@ -84,6 +94,7 @@ def test_stages_are_told_as_they_begin_and_end(checkpoint: Path, tmp_path: Path)
     begun = [event.stage for event in events if event.seconds is None]
     assert ended == begun == list(report.stages)
     assert {"checkpoint", "reference", "graph cpu", "gate cpu", "package"} <= set(ended)
+    assert [line.split(",")[0] for line in report.gates] == ["gate cpu: fp32"]
     assert report.size == sum(entry.size for entry in read_manifest(tmp_path / "a").files.values())
 
 
@@ -105,6 +116,25 @@ def test_what_cannot_be_had_is_refused(
     with pytest.raises(error):
         build_artifact(request(checkpoint, tmp_path / "a", **changes))
     assert left_behind(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("shape", "changes", "error", "message"),
+    [
+        ({"hidden_size": 48}, {"recipe": "int4"}, QuantizationError, r"layers.0.qkv \(K = 48\)"),
+        ({"head_dim": 24}, {}, GraphError, "head_dim is 24; rotary kernels need a multiple of 16"),
+        ({"num_attention_heads": 2}, {"recipe": "fp16", "targets": ("sm86",)}, GraphError, "2 query heads"),
+    ],
+)
+def test_a_model_that_no_engine_takes_is_refused_before_a_weight_is_read(
+    shape: dict[str, int], changes: dict[str, object], error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    events: list[StageEvent] = []
+    model = make_mistral(tmp_path / "model", **shape)
+    with pytest.raises(error, match=message):
+        build_artifact(request(model, tmp_path / "a", **changes), events.append)
+    assert {event.stage for event in events} == {"checkpoint"}
+    assert left_behind(tmp_path) == ["model"]
 
 
 def test_a_build_over_the_threshold_publishes_nothing(
@@ -177,6 +207,7 @@ def test_ctrl_c_and_sigterm_stop_a_build_and_leave_nothing(checkpoint: Path, tmp
         process.send_signal(number)
         _, stderr = process.communicate(timeout=60)
         assert process.returncode == 130, stderr
+        assert stderr.endswith("error: interrupted\n")
         assert "Traceback" not in stderr
         assert left_behind(tmp_path) == []
 
