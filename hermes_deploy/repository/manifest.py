@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +93,19 @@ def hash_file(path: Path) -> FileEntry:
 
 
 def list_files(folder: Path) -> list[str]:
-    """Paths of all files below `folder`, relative, sorted, without the manifest itself."""
-    return sorted(
-        str(path.relative_to(folder))
-        for path in folder.rglob("*")
-        if (path.is_file() or path.is_symlink()) and path.relative_to(folder) != Path(MANIFEST)
-    )
+    """Paths of everything below `folder` but folders, relative, sorted, without the manifest itself.
+
+    Links are not followed. Raises OSError for a folder that cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    found = []
+    for root, folders, files in os.walk(folder, onerror=refuse):
+        links = [name for name in folders if Path(root, name).is_symlink()]
+        found += [str(Path(root, name).relative_to(folder)) for name in (*files, *links)]
+    return sorted(set(found) - {MANIFEST})
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -110,12 +118,14 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
         data = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(
             f"{folder} is not a hermes-deploy artifact: it has no {MANIFEST}. "
             f"Build one with: hermes-deploy build MODEL --output {folder}"
         ) from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
         raise ArtifactError(f"{path} cannot be read: {error}. Build the artifact again.") from None
     if isinstance(data, dict) and data.get("schema_version") != SCHEMA:
         raise ArtifactError(
@@ -126,25 +136,37 @@ def read_manifest(folder: Path) -> Manifest:
         return Manifest.model_validate(data)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = ".".join(str(part) for part in first["loc"]) or "the whole"
         raise ArtifactError(f"{path} is damaged: {where}: {first['msg']}. Build the artifact again.") from None
 
 
 def verify_files(folder: Path, manifest: Manifest) -> list[str]:
     """Every way in which the bytes differ from the manifest, one line each; empty = all as built."""
-    found = set(list_files(folder))
+    try:
+        found = set(list_files(folder))
+    except OSError as error:
+        return [f"{os.path.relpath(error.filename, folder)}: cannot be read: {error.strerror}"]
     named = set(manifest.files)
     problems = [f"{name}: missing" for name in sorted(named - found)]
     problems += [f"{name}: not named in the manifest" for name in sorted(found - named)]
     for name in sorted(found & named):
-        path = folder / name
-        if path.is_symlink():
-            problems.append(f"{name}: is a symbolic link; the build wrote a regular file")
-            continue
-        entry = manifest.files[name]
+        problem = _difference(folder / name, manifest.files[name])
+        if problem:
+            problems.append(f"{name}: {problem}")
+    return problems
+
+
+def _difference(path: Path, entry: FileEntry) -> str:
+    """How the file differs from its entry, "" when it does not."""
+    if path.is_symlink():
+        return "is a symbolic link; the build wrote a regular file"
+    if not path.is_file():
+        # reading a pipe would wait forever
+        return "is not a regular file"
+    try:
         size = path.stat().st_size
         if size != entry.size:
-            problems.append(f"{name}: size is {size}, manifest says {entry.size}")
-        elif hash_file(path).sha256 != entry.sha256:
-            problems.append(f"{name}: sha256 differs from the manifest")
-    return problems
+            return f"size is {size}, manifest says {entry.size}"
+        return "" if hash_file(path).sha256 == entry.sha256 else "sha256 differs from the manifest"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
