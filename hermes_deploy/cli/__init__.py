@@ -7,6 +7,7 @@ so that `--help` is instant and a slim installation can still use the verbs it h
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -22,9 +23,13 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         import typer  # noqa: F401
+
+        code = _run(arguments)
     except ModuleNotFoundError:
         sys.exit("hermes-deploy: the command line is not installed; run: pip install 'hermes-deploy[cli]'")
-    sys.exit(_run(arguments))
+    except KeyboardInterrupt:  # before the verb began: the imports take a moment
+        code = _fail(arguments, "Interrupted", "interrupted", 130)
+    sys.exit(code)
 
 
 def _run(arguments: list[str]) -> int:
@@ -36,6 +41,8 @@ def _run(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         result = app(arguments, prog_name="hermes-deploy", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
         code = result if isinstance(result, int) else 0
         # typer catches Ctrl-C itself, without a word, and gives 130
         return _fail(arguments, "Interrupted", "interrupted", 130) if code == 130 else code
@@ -48,12 +55,23 @@ def _run(arguments: list[str]) -> int:
     except (Abort, KeyboardInterrupt):
         return _fail(arguments, "Interrupted", "interrupted", 130)
     except BrokenPipeError:
-        # the reader of our output went away (| head): no message, and no second error at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # the reader of it went away (| head): no message
         return 141
+    except OSError as error:
+        # the machine's own no: a full disk, an output that is closed, a folder that may not be read
+        where = f"{error.filename}: " if error.filename is not None else ""
+        code = _fail(arguments, type(error).__name__, f"{where}{error.strerror or error}", 1)
+        _drop_output()
+        return code
     except ModuleNotFoundError as error:
         message = f"{error.name} is not installed, and this verb needs it. Run: hermes-deploy doctor"
         return _fail(arguments, "MissingPackage", message, 1)
+
+
+def _drop_output() -> None:
+    """What is still unwritten is dropped: Python would complain a second time at exit."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
@@ -67,6 +85,8 @@ def _usage_message(error: Any) -> str:
     if hasattr(error, "option_name") and message.startswith("No such option") and context is not None:
         options = sorted(o for p in context.command.params for o in p.opts if o.startswith("--"))
         message = f"No such option: {error.option_name}. Options are: {', '.join([*options, '--help'])}"
+    if message.startswith("No such command") and context is not None:
+        message += f" Verbs are: {', '.join(context.command.commands)}"
     if context is not None:
         message += f"\nHelp: {context.command_path} --help"
     return str(message)
@@ -74,6 +94,8 @@ def _usage_message(error: Any) -> str:
 
 def _fail(arguments: list[str], kind: str, message: str, code: int) -> int:
     if "--json" in arguments:
-        print(json.dumps({"error": {"kind": kind, "message": message, "exit_code": code}}, ensure_ascii=False))
+        document = json.dumps({"error": {"kind": kind, "message": message, "exit_code": code}}, ensure_ascii=False)
+        with contextlib.suppress(OSError):  # where it cannot be written is what the message says
+            print(document, flush=True)
     print(f"error: {message}", file=sys.stderr)
     return code

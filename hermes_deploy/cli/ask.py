@@ -37,7 +37,10 @@ def ask(
     Example: hermes-deploy ask 'What is the capital of France?' --max-tokens 50 --temperature 0
     """
     from hermes_deploy.client import Client
+    from hermes_deploy.errors import UsageError
 
+    if sys.stdout is None:
+        raise UsageError("standard output is closed; the answer needs somewhere to go")
     question = _standard_input() if prompt == "-" else prompt
     # the answer is UTF-8 whatever the locale says, and characters are never split: pieces are whole texts
     write, flush = sys.stdout.buffer.write, sys.stdout.flush
@@ -90,6 +93,8 @@ def ask(
 def _standard_input() -> str:
     from hermes_deploy.errors import UsageError
 
+    if sys.stdin is None:
+        raise UsageError("standard input is closed; give the question there, or as the argument")
     data = sys.stdin.buffer.read()
     try:
         text = data.decode()

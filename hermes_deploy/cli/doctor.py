@@ -25,7 +25,9 @@ def doctor(
     if as_json:
         print(json.dumps({"checks": [c.__dict__ for c in examination], "ok": not broken}, ensure_ascii=False))
     else:
-        table = Table("", "what", "found", "what to do")
+        table = Table()
+        for title in ("", "what", "found", "what to do"):
+            table.add_column(title, overflow="fold")  # a command that is cut short cannot be run
         marks = {"ok": "ok", "missing": "-", "broken": "BROKEN"}
         for check in examination:
             table.add_row(marks[check.state], check.what, check.found, check.advice)

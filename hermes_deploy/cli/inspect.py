@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from hermes_deploy.repository.manifest import Manifest
 
 
 def inspect(
@@ -17,15 +20,23 @@ def inspect(
 
     Reads manifest.json only; to check the bytes, run validate.
     """
-    from rich.console import Console
-    from rich.table import Table
-
-    from hermes_deploy.repository.manifest import read_manifest
+    from hermes_deploy.errors import ArtifactError
+    from hermes_deploy.repository.manifest import MANIFEST, read_manifest
 
     manifest = read_manifest(artifact)
     if as_json:
         print(json.dumps(manifest.model_dump(), ensure_ascii=False))
         return
+    try:
+        _print(manifest)
+    except KeyError as error:
+        raise ArtifactError(f"{artifact / MANIFEST} is damaged: it has no {error}. Build the artifact again.") from None
+
+
+def _print(manifest: Manifest) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     console = Console(highlight=False)
     model = manifest.model
     size = sum(entry.size for entry in manifest.files.values())
@@ -42,7 +53,9 @@ def inspect(
     ):
         facts.add_row(name, value)
     console.print(facts, markup=False)
-    table = Table("target", "engine", "precision", "MB", "KL", "top-1", "perplexity", "tensor error", "gate")
+    table = Table(padding=0)
+    for title in ("target", "engine", "precision", "MB", "KL", "top-1", "perplexity", "tensor error", "gate"):
+        table.add_column(title, overflow="fold")  # in a narrow terminal too, every digit is there
     for entry in manifest.targets:
         measures = entry.gate.measures
         block = f" b{entry.block_size}" if entry.block_size else ""

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -131,6 +132,24 @@ def test_a_closed_pipe_is_quiet_and_cancels_the_request(triton: FakeTriton) -> N
         assert process.stderr.read() == b""
         assert process.wait(30) != 0
     assert triton.cancelled.wait(10)
+
+
+@pytest.mark.parametrize("arguments", [("?",), ("?", "--json")])
+def test_an_output_that_is_full_is_one_clear_line(triton: FakeTriton, arguments: tuple[str, ...]) -> None:
+    triton.script = lambda _r, _c: iter((piece("word ", "stop", final=True),))
+    with Path("/dev/full").open("wb") as full:
+        result = subprocess.run(command(triton, *arguments), stdout=full, stderr=subprocess.PIPE, timeout=60)
+    assert (result.returncode, result.stderr) == (1, b"error: No space left on device\n")
+
+
+@pytest.mark.parametrize(("closed", "message"), [("<&-", "standard input is closed"), (">&-", "output is closed")])
+def test_a_closed_stream_is_one_clear_line(triton: FakeTriton, closed: str, message: str) -> None:
+    shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *command(triton, "-")]
+    result = subprocess.run(shell, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert triton.requests == []
 
 
 def test_nobody_listening_says_what_to_run() -> None:

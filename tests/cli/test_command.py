@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from hermes_deploy.recipes import recipe_names
+from hermes_deploy.repository.demo import demo_config
 from hermes_deploy.targets import TARGETS
+from tests.serving.artifact import seal
 
 VERBS = ("build", "serve", "ask", "inspect", "validate", "doctor")
 
@@ -37,6 +39,49 @@ def test_an_unknown_option_is_answered_with_the_valid_ones() -> None:
     assert result.returncode == 2
     for option in ("--recip", "--recipe", "--target", "--max-context", "--revision"):
         assert option in result.stderr
+
+
+def test_an_unknown_verb_is_answered_with_the_valid_ones() -> None:
+    result = run("start")
+    assert result.returncode == 2
+    assert f"Verbs are: {', '.join(VERBS)}" in result.stderr
+
+
+def test_a_full_output_is_one_message(tmp_path: Path) -> None:
+    seal(tmp_path, demo_config())
+    for verb in ("validate", "doctor"):
+        command = [sys.executable, "-m", "hermes_deploy.cli", verb, *([str(tmp_path)] if verb == "validate" else [])]
+        with Path("/dev/full").open("wb") as full:
+            result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, timeout=120)
+        assert (result.returncode, result.stderr) == (1, b"error: No space left on device\n")
+
+
+def test_ctrl_c_before_the_verb_began_is_one_line() -> None:
+    code = (
+        "import sys\n"
+        "class Early:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'typer': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Early())\n"
+        "from hermes_deploy.cli import main\n"
+        "main(['doctor'])\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (130, "error: interrupted\n")
+
+
+def test_a_manifest_without_what_inspect_shows_is_an_error_of_the_artifact(tmp_path: Path) -> None:
+    seal(tmp_path, demo_config())
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"recipe": {}}))
+    result = run("inspect", str(tmp_path))
+    assert result.returncode == 6
+    assert "manifest.json is damaged: it has no 'name'" in result.stderr
+
+
+def test_what_to_install_is_never_cut_short_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    assert "…" not in run("doctor").stdout
 
 
 @pytest.mark.parametrize(
