@@ -25,7 +25,7 @@ from hermes_deploy.pipeline.request import BuildReport, BuildRequest
 from hermes_deploy.pipeline.staging import Staging, check_output, staged
 from hermes_deploy.pipeline.variants import Variant, check_variants, plan_variants, save_variant
 from hermes_deploy.protocol.tensors import ENGINE
-from hermes_deploy.quantization import ActivationRanges, calibrate, calibration_chats
+from hermes_deploy.quantization import ActivationRanges, calibrate, calibration_chats, encode_chats
 from hermes_deploy.recipes import Recipe
 from hermes_deploy.repository.assemble import version_folder
 from hermes_deploy.repository.manifest import TargetEntry
@@ -165,7 +165,7 @@ def _build_engine(
 
 def _calibrate(recipe: Recipe, checkpoint: Checkpoint, tokenizer: ChatTokenizer) -> ActivationRanges:
     chats = calibration_chats(recipe.calibration_chats)
-    return calibrate(checkpoint.config, checkpoint.tensors, [tokenizer.encode_chat(chat) for chat in chats])
+    return calibrate(checkpoint.config, checkpoint.tensors, encode_chats(tokenizer, chats))
 
 
 def _check_context(recipe: Recipe, checkpoint: Checkpoint) -> None:

@@ -8,7 +8,14 @@
 cut into 4-bit blocks, both before any work.
 """
 
-from hermes_deploy.quantization.calibration import ActivationRanges, Chat, calibrate, calibration_chats
+from hermes_deploy.quantization.calibration import (
+    ActivationRanges,
+    Chat,
+    EncodesChats,
+    calibrate,
+    calibration_chats,
+    encode_chats,
+)
 from hermes_deploy.quantization.linears import Linear, choose_block_size, find_linears
 from hermes_deploy.quantization.quantize import QuantizationReport, check_recipe, plan_block_size, quantize
 from hermes_deploy.quantization.reference import head_weight, hidden_states
@@ -16,12 +23,14 @@ from hermes_deploy.quantization.reference import head_weight, hidden_states
 __all__ = [
     "ActivationRanges",
     "Chat",
+    "EncodesChats",
     "Linear",
     "QuantizationReport",
     "calibrate",
     "calibration_chats",
     "check_recipe",
     "choose_block_size",
+    "encode_chats",
     "find_linears",
     "head_weight",
     "hidden_states",

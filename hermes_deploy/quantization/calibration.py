@@ -3,7 +3,7 @@
 Runs the float32 reference over a few chats and keeps, for each linear, max|x| (the static scale of
 FP8 activations) and the mean square of every input (which weights matter to INT4 rounding). The
 chats ship with the package (`chats.jsonl`, our own writing: several turns, several languages,
-code); the caller renders them with the model's own template and passes token ids.
+code); the caller renders them with the model's own template (`encode_chats`) and passes token ids.
 """
 
 from __future__ import annotations
@@ -12,15 +12,22 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from typing import Any, Protocol
 
 import numpy as np
 
 from hermes_deploy.checkpoints.checkpoint import DecoderConfig, LazyTensor
-from hermes_deploy.errors import QuantizationError
+from hermes_deploy.errors import CheckpointError, QuantizationError, RequestError
 from hermes_deploy.quantization.reference import Float, hidden_states
 
 Chat = list[dict[str, str]]
 """Messages with `role` and `content`, oldest first."""
+
+
+class EncodesChats(Protocol):
+    """What is needed of `chat.ChatTokenizer`."""
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]: ...
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,30 @@ def calibration_chats(count: int | None = None) -> list[Chat]:
     if count is not None and count > len(chats):
         raise QuantizationError(f"{count} calibration chats were asked for; {len(chats)} ship with the package")
     return chats[:count]
+
+
+def encode_chats(tokenizer: EncodesChats, chats: Sequence[Chat]) -> list[list[int]]:
+    """Token ids of each chat. A system message is left out for a template that refuses one.
+
+    Raises CheckpointError when the checkpoint's template cannot render a chat of user and assistant.
+    """
+    sequences = []
+    for chat in chats:
+        try:
+            ids = tokenizer.encode_chat(chat)
+        except RequestError:
+            ids = _without_system(tokenizer, chat)
+        if not ids:
+            raise CheckpointError("the checkpoint's chat template renders a chat to nothing; is it a chat model's?")
+        sequences.append(ids)
+    return sequences
+
+
+def _without_system(tokenizer: EncodesChats, chat: Chat) -> list[int]:
+    try:
+        return tokenizer.encode_chat([message for message in chat if message["role"] != "system"])
+    except RequestError as error:
+        raise CheckpointError(f"the checkpoint cannot render a plain chat of user and assistant: {error}") from None
 
 
 def calibrate(

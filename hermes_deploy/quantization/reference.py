@@ -36,13 +36,25 @@ def hidden_states(
     """
     ids = _checked_ids(config, sequences)
     lengths = [len(sequence) for sequence in sequences]
-    cosine, sine = _rotary_table(config, max(lengths))
 
     def watch(name: str, inputs: Float) -> Float:
         if observe is not None:
             observe(name, inputs)
         return inputs
 
+    # what is not finite is the caller's to report; numpy's warnings would come before its message
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _run(config, tensors, ids, lengths, watch)
+
+
+def _run(
+    config: DecoderConfig,
+    tensors: Mapping[str, LazyTensor],
+    ids: npt.NDArray[np.int64],
+    lengths: Sequence[int],
+    watch: Callable[[str, Float], Float],
+) -> Float:
+    cosine, sine = _rotary_table(config, max(lengths))
     x = _rows(tensors, "model.embed_tokens.weight", ids)
     for layer in range(config.layers):
         prefix = f"model.layers.{layer}"

@@ -12,23 +12,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from hermes_deploy.checkpoints.checkpoint import Checkpoint, DecoderConfig, LazyTensor
-from hermes_deploy.errors import GateError, RequestError
-from hermes_deploy.quantization import head_weight, hidden_states
+from hermes_deploy.errors import GateError
+from hermes_deploy.quantization import EncodesChats, encode_chats, head_weight, hidden_states
 
 POSITIONS = 1400
 """About how many positions are compared."""
-
-
-class EncodesChats(Protocol):
-    """What is needed of `chat.ChatTokenizer`."""
-
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]: ...
 
 
 @dataclass(frozen=True)
@@ -60,17 +53,10 @@ def heldout_chats() -> list[list[dict[str, str]]]:
 
 def heldout_sequences(tokenizer: EncodesChats, positions: int = POSITIONS) -> list[list[int]]:
     """The held-out chats through the model's own template, cut so that each has an equal share of
-    `positions`. A system message is left out for a template that refuses one."""
+    `positions`. Raises CheckpointError when the template cannot render one."""
     chats = heldout_chats()
     share = -(-positions // len(chats))
-    sequences = []
-    for chat in chats:
-        try:
-            ids = tokenizer.encode_chat(chat)
-        except RequestError:
-            ids = tokenizer.encode_chat([message for message in chat if message["role"] != "system"])
-        sequences.append(ids[:share])
-    return sequences
+    return [ids[:share] for ids in encode_chats(tokenizer, chats)]
 
 
 def prepare_reference(checkpoint: Checkpoint, tokenizer: EncodesChats, *, positions: int = POSITIONS) -> Reference:

@@ -137,6 +137,40 @@ def test_a_model_that_no_engine_takes_is_refused_before_a_weight_is_read(
     assert left_behind(tmp_path) == ["model"]
 
 
+STRICT_ROLES = (
+    "{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate user/assistant') }}{% endif %}"
+    "{{ '[INST] ' + message['content'] + ' [/INST]' if message['role'] == 'user' else message['content'] }}"
+    "{% endfor %}"
+)
+
+
+def retemplated(checkpoint: Path, folder: Path, template: str) -> Path:
+    shutil.copytree(checkpoint, folder)
+    (folder / "chat_template.jinja").write_text(template)
+    return folder
+
+
+def test_a_template_that_refuses_system_messages_can_be_calibrated_and_gated(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hermes_deploy.pipeline.request.load_recipe", lambda name: with_gate(name, LENIENT))
+    model = retemplated(checkpoint, tmp_path / "model", STRICT_ROLES)
+    build_artifact(request(model, tmp_path / "a", recipe="int4"))
+    assert read_manifest(tmp_path / "a").model.family == "mistral-instruct"
+
+
+@pytest.mark.parametrize("template", ["<|im_start|>{{ raise_exception('no') }}", "{# <|im_start|> #}"])
+@pytest.mark.parametrize("recipe", ["fp32", "int4"])
+def test_a_template_that_renders_no_chat_is_the_checkpoints_fault(
+    template: str, recipe: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    model = retemplated(checkpoint, tmp_path / "model", template)
+    with pytest.raises(CheckpointError, match="render"):
+        build_artifact(request(model, tmp_path / "a", recipe=recipe))
+    assert left_behind(tmp_path) == ["model"]
+
+
 def test_a_build_over_the_threshold_publishes_nothing(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
