@@ -3,7 +3,7 @@
 A target is where the artifact will run: a name on the command line (`--target sm89`), the
 dialect of graph that its engine wants, the dtype of activations, and the precisions that become
 real low-precision kernels there (measured from TensorRT's layer record and ONNX Runtime's
-optimized graph, see docs/architecture.md).
+optimized graph, see docs/tensorrt.md).
 """
 
 from __future__ import annotations

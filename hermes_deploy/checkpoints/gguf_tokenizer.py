@@ -11,35 +11,27 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from hermes_deploy.checkpoints.byte_level_bpe import byte_level, byte_level_tokenizer, split
 from hermes_deploy.checkpoints.sentencepiece_bpe import Piece, PieceType, added_token, tokenizer_from_pieces
 from hermes_deploy.errors import CheckpointError
 
-
-def _byte_level(*, use_regex: bool) -> dict[str, Any]:
-    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
-
-
-def _split(pattern: str) -> dict[str, Any]:
-    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-
-
 _PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
-    "smollm": [{"type": "Digits", "individual_digits": True}, _byte_level(use_regex=True)],
-    "gpt-2": [_byte_level(use_regex=True)],
+    "smollm": [{"type": "Digits", "individual_digits": True}, byte_level(use_regex=True)],
+    "gpt-2": [byte_level(use_regex=True)],
     "llama-bpe": [
-        _split(
+        split(
             r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
             r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
         ),
-        _byte_level(use_regex=False),
+        byte_level(use_regex=False),
     ],
     "tekken": [
-        _split(
+        split(
             r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
             r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
             r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
         ),
-        _byte_level(use_regex=False),
+        byte_level(use_regex=False),
     ],
 }
 _IGNORE_MERGES = {"llama-bpe", "tekken"}
@@ -91,32 +83,17 @@ def _byte_level_bpe(metadata: Mapping[str, Any], tokens: list[str], types: list[
             raise CheckpointError(f"{where}: merge {merge!r} names a token that is not in the vocabulary")
         merges.append([left, right])
     special = (PieceType.UNKNOWN, PieceType.CONTROL)
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
+    return byte_level_tokenizer(
+        vocab,
+        merges,
+        pre_tokenizers=_PRE_TOKENIZERS[pre],
+        added_tokens=[
             added_token(i, token, special=kind in special)
             for i, (token, kind) in enumerate(zip(tokens, types, strict=True))
             if kind in special or kind == PieceType.USER_DEFINED
         ],
-        "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": _PRE_TOKENIZERS[pre]},
-        "post_processor": None,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": pre in _IGNORE_MERGES,
-            "vocab": vocab,
-            "merges": merges,
-        },
-    }
+        ignore_merges=pre in _IGNORE_MERGES,
+    )
 
 
 def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], types: list[Any], where: str) -> dict[str, Any]:

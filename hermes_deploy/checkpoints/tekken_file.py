@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hermes_deploy.checkpoints.byte_level_bpe import byte_level, byte_level_tokenizer, split
 from hermes_deploy.checkpoints.sentencepiece_bpe import added_token
 from hermes_deploy.errors import CheckpointError
 
@@ -68,34 +69,13 @@ def _convert(data: dict[str, Any]) -> dict[str, Any]:
     texts = {piece: "".join([letters[byte] for byte in piece]) for piece in ranks}
     vocab = {texts[piece]: special_count + rank for piece, rank in ranks.items()}
     special = _special(data.get("special_tokens"), special_count)
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [added_token(i, text, special=True) for i, text in enumerate(special)],
-        "normalizer": None,
-        "pre_tokenizer": {
-            "type": "Sequence",
-            "pretokenizers": [
-                {"type": "Split", "pattern": {"Regex": config["pattern"]}, "behavior": "Isolated", "invert": False},
-                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
-            ],
-        },
-        "post_processor": None,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": True,
-            "vocab": {text: i for i, text in enumerate(special)} | vocab,
-            "merges": _merges(ranks, texts),
-        },
-    }
+    return byte_level_tokenizer(
+        {text: i for i, text in enumerate(special)} | vocab,
+        _merges(ranks, texts),
+        pre_tokenizers=[split(config["pattern"]), byte_level(use_regex=False)],
+        added_tokens=[added_token(i, text, special=True) for i, text in enumerate(special)],
+        ignore_merges=True,
+    )
 
 
 def _merges(ranks: dict[bytes, int], texts: dict[bytes, str]) -> list[list[str]]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from hermes_deploy.checkpoints.layout import EMBEDDING
 from hermes_deploy.graphs.builder import GraphBuilder
 from hermes_deploy.graphs.weights import linear_weight, plain_weight
-
-EMBEDDING = "model.embed_tokens.weight"
 
 
 def embed(b: GraphBuilder, input_ids: ir.Value) -> ir.Value:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hermes_deploy.checkpoints.checkpoint import DecoderConfig, LazyTensor
+from hermes_deploy.checkpoints.layout import EMBEDDING, HEAD
 from hermes_deploy.errors import QuantizationError
 
 Float = npt.NDArray[np.float32]
@@ -55,7 +56,7 @@ def _run(
     watch: Callable[[str, Float], Float],
 ) -> Float:
     cosine, sine = _rotary_table(config, max(lengths))
-    x = _rows(tensors, "model.embed_tokens.weight", ids)
+    x = _rows(tensors, EMBEDDING, ids)
     for layer in range(config.layers):
         prefix = f"model.layers.{layer}"
         normed = _norm(x, tensors[f"{prefix}.input_layernorm.weight"].float32(), config.rms_norm_eps)
@@ -81,7 +82,7 @@ def _run(
 
 def head_weight(config: DecoderConfig, tensors: Mapping[str, LazyTensor]) -> LazyTensor:
     """The output head [vocab_size, hidden_size]; the embedding where the two are tied."""
-    return tensors["model.embed_tokens.weight" if config.tied_head else "lm_head.weight"]
+    return tensors[EMBEDDING if config.tied_head else HEAD]
 
 
 def _checked_ids(config: DecoderConfig, sequences: Sequence[Sequence[int]]) -> npt.NDArray[np.int64]:
