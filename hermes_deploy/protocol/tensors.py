@@ -79,7 +79,9 @@ class ModelTensors:
 MODELS: dict[str, ModelTensors] = {
     # exactly one of messages (chat door) and input_ids (id door) is given
     ENGINE: ModelTensors((_optional(MESSAGES), _optional(INPUT_IDS), *SAMPLING), PIECE),
-    PREPROCESS: ModelTensors((MESSAGES,), (INPUT_IDS,)),
+    # optional, so that it reaches the model, which says that it is missing: an ensemble without a required
+    # input ends at once, without an error
+    PREPROCESS: ModelTensors((_optional(MESSAGES),), (INPUT_IDS,)),
     POSTPROCESS: ModelTensors(PIECE, PIECE),
-    ENSEMBLE: ModelTensors((MESSAGES, *SAMPLING), PIECE),
+    ENSEMBLE: ModelTensors((_optional(MESSAGES), *SAMPLING), PIECE),
 }
