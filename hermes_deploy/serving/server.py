@@ -10,6 +10,7 @@ that nothing is left behind however this process ends.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO, NoReturn
 
-from hermes_deploy.errors import ServeError
+from hermes_deploy.errors import ServeError, UsageError
 from hermes_deploy.protocol.tensors import ENGINE, ENSEMBLE, MODELS
 from hermes_deploy.serving import guard, launch, preflight
 from hermes_deploy.serving.ports import claim_ports, resolve_host
@@ -30,6 +31,7 @@ from hermes_deploy.serving.probe import generates, says_ready
 from hermes_deploy.serving.server_log import last_words
 
 _EXIT_SECONDS = 10.0
+_SHELL_SAFE = re.compile(r"[A-Za-z0-9/._-]+")
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class Server:
         plan = preflight.check(self._artifact, max_context=self._limits[0], max_slots=self._limits[1])
         self._host = resolve_host(self._host)
         self._ports = claim_ports(self._host, self._ports)
-        self._run_folder = Path(tempfile.mkdtemp(prefix="hermes-serve-"))
+        self._run_folder = _make_run_folder()
         try:
             self._launch(plan, self._run_folder)
             self._await_ready()
@@ -179,6 +181,8 @@ class Server:
             time.sleep(0.05)
         for model in (ENGINE, ENSEMBLE):
             problem = generates(host, port, model, max(1.0, deadline - time.monotonic()))
+            if "OUT_OF_RANGE" in problem:
+                raise UsageError(f"--max-context is too low even for one short question: {problem}")
             if problem:
                 raise ServeError(self._obituary(f"the server is up, but {model} generated nothing: {problem}"))
         # every model but the ensemble is a process
@@ -200,6 +204,20 @@ class Server:
             what += f" (exit status {status})"
         told = last_words(self._output) if self._output is not None else ""
         return f"{what}. Its log says:\n{told}" if told else f"{what}, and its log is empty"
+
+
+def _make_run_folder() -> Path:
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="hermes-serve-"))
+    except OSError as error:
+        raise ServeError(f"no temporary folder can be made: {error.strerror}. Set TMPDIR to a writable one") from None
+    if not _SHELL_SAFE.fullmatch(str(folder)):
+        folder.rmdir()
+        raise ServeError(
+            f"the temporary folder is {str(folder.parent)!r}; Triton starts its models through a shell, from a path "
+            "that may hold only ASCII letters, digits and / . _ -. Set TMPDIR, for example: TMPDIR=/tmp"
+        )
+    return folder
 
 
 class _Stopped(BaseException):

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from hermes_deploy.client import Client
-from hermes_deploy.errors import ServeError
+from hermes_deploy.errors import ServeError, UsageError
 from hermes_deploy.protocol.tensors import ENGINE
 from hermes_deploy.repository.engine_config import read_engine_config
 from hermes_deploy.serving import Server
@@ -122,6 +122,12 @@ def test_an_engine_that_does_not_load_is_reported_with_its_reason(tmp_path: Path
     server = Server(broken, grpc_port=0, http_port=0, metrics_port=0)
     with pytest.raises(ServeError, match=r"(?s)ended while it was loading.*model\.onnx"):
         server.start()
+
+
+def test_a_context_that_no_question_fits_into_is_refused_in_one_sentence(artifact: Path) -> None:
+    with pytest.raises(UsageError, match=r"--max-context is too low .* context of this server is 16 tokens") as refused:
+        Server(artifact, grpc_port=0, http_port=0, metrics_port=0, max_context=16).start()
+    assert "\n" not in str(refused.value)
 
 
 def test_what_serving_imports_is_neither_torch_nor_transformers_nor_onnx() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,17 @@ def test_an_added_file_is_refused(copy: Path) -> None:
 def test_a_removed_file_is_refused(copy: Path) -> None:
     (copy / "chatml_preprocess/1/tokenizer.json").unlink()
     assert "chatml_preprocess/1/tokenizer.json: missing" in refused(copy)
+
+
+@pytest.mark.parametrize("name", ["two words", "été", "$HOME"])
+def test_a_temporary_folder_that_triton_cannot_start_from_is_refused(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / name).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / name))
+    with pytest.raises(ServeError, match="Set TMPDIR"):
+        Server(artifact, grpc_port=0, http_port=0, metrics_port=0).start()
+    assert list((tmp_path / name).iterdir()) == []
 
 
 def test_a_folder_that_is_no_artifact_is_refused(tmp_path: Path) -> None:
