@@ -68,8 +68,8 @@ def package(folder: Path, checkpoint: Checkpoint, recipe: Recipe, built: list[Bu
         config,
         checkpoint.tokenizer,
         {name: engine / name for target in targets for name in target.files},
-        license_text=checkpoint.license_text,
-        citation=checkpoint.citation,
+        license_text=checkpoint.license_text or _no_license(checkpoint),
+        citation=checkpoint.citation or f"{checkpoint.name}, from {checkpoint.source}. It carries no citation.\n",
     )
     entries = [_target_entry(each, name) for each in built for name in each.files]
     gates = {entry.name: entry.gate.model_dump() for entry in entries}
@@ -96,6 +96,13 @@ def package(folder: Path, checkpoint: Checkpoint, recipe: Recipe, built: list[Bu
     )
     write_manifest(folder, manifest)
     return manifest
+
+
+def _no_license(checkpoint: Checkpoint) -> str:
+    return (
+        f"{checkpoint.name}, from {checkpoint.source}, carries no licence text.\n"
+        f"The licence that it names: {checkpoint.license_id}. Find out what it allows before you serve it to others.\n"
+    )
 
 
 def _engine_target(each: Built, name: str, recipe: Recipe) -> EngineTarget:

@@ -76,6 +76,13 @@ def test_context_and_slots_stand_in_recipe_manifest_and_configs(artifact: Path) 
     assert 'string_value: "64"' in text
 
 
+def test_the_artifact_says_what_is_known_of_its_licence(artifact: Path) -> None:
+    text = (artifact / "MODEL_LICENSE").read_text()
+    assert "carries no licence text" in text
+    assert "The licence that it names: unknown" in text
+    assert "tiny-mistral" in (artifact / "MODEL_CITATION").read_text()
+
+
 def test_two_builds_of_one_checkpoint_give_the_same_bytes(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
