@@ -6,6 +6,7 @@ import sys
 from types import TracebackType
 
 from rich.console import Console
+from rich.markup import escape
 from rich.status import Status
 
 from hermes_deploy.pipeline.events import StageEvent
@@ -25,14 +26,19 @@ class Progress:
         self._stop()
 
     def show(self, event: StageEvent) -> None:
-        """A stage began (`seconds` None), or ended after `seconds`."""
-        self._stop()
-        if event.seconds is not None:
+        """A stage began, got on, or ended. Only the end is told where there is no terminal."""
+        if event.kind == "end":
+            self._stop()
             line = f"{event.stage:<28} {event.seconds:6.1f} s  {event.detail}"
             self._console.print(line, markup=False, soft_wrap=True)
         elif self._console.is_terminal and not self._console.quiet:
-            self._status = self._console.status(f"{event.stage}  {event.detail}")
-            self._status.start()
+            # a status shows markup: what comes from file names and TensorRT must not be read as such
+            text = escape(f"{event.stage}  {event.detail}")
+            if self._status is None:
+                self._status = self._console.status(text)
+                self._status.start()
+            else:
+                self._status.update(text)
 
     def _stop(self) -> None:
         if self._status is not None:

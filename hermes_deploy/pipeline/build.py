@@ -19,7 +19,7 @@ from hermes_deploy.checkpoints import open_checkpoint
 from hermes_deploy.checkpoints.checkpoint import Checkpoint
 from hermes_deploy.engines import Availability, EngineGroup, build_engine, check_available, serving_profiles
 from hermes_deploy.errors import BuildError, UsageError
-from hermes_deploy.pipeline.events import StageEvent
+from hermes_deploy.pipeline.events import StageEvent, Tell
 from hermes_deploy.pipeline.package import Built, package
 from hermes_deploy.pipeline.request import BuildReport, BuildRequest
 from hermes_deploy.pipeline.staging import Staging, check_output, staged
@@ -48,12 +48,12 @@ class Stages:
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextlib.contextmanager
-    def stage(self, name: str, detail: str = "") -> Iterator[None]:
+    def stage(self, name: str, detail: str = "") -> Iterator[Tell]:
         began = time.perf_counter()
-        self.on_event(StageEvent(name, detail))
-        yield
+        self.on_event(StageEvent(name, "begin", detail))
+        yield lambda how_far: self.on_event(StageEvent(name, "progress", how_far))
         self.seconds[name] = time.perf_counter() - began
-        self.on_event(StageEvent(name, detail, self.seconds[name]))
+        self.on_event(StageEvent(name, "end", detail, self.seconds[name]))
 
 
 def build_artifact(request: BuildRequest, on_event: OnEvent = lambda _: None) -> BuildReport:
@@ -129,8 +129,8 @@ def _build_variant(
     staging: Staging,
 ) -> Built:
     names = ", ".join(target.name for target in variant.targets)
-    with stages.stage(f"graph {variant.name}", names):
-        graph, block_size = save_variant(variant, folder, recipe, checkpoint, ranges)
+    with stages.stage(f"graph {variant.name}", names) as tell:
+        graph, block_size = save_variant(variant, folder, recipe, checkpoint, ranges, tell)
     with stages.stage(f"gate {variant.name}", names):
         gate: GateResult = run_gate(reference, graph, variant.targets[0], recipe)
     files: dict[str, tuple[str, ...]] = {}
@@ -151,13 +151,14 @@ def _build_engine(
     group: EngineGroup, graph: Path, recipe: Recipe, stages: Stages, into: Path
 ) -> dict[str, tuple[str, ...]]:
     name = "-".join(["tensorrt", *(target.name for target in group.targets)])
-    with stages.stage(f"engine {'+'.join(t.name for t in group.targets)}", f"{group.flavour} {group.version}"):
+    with stages.stage(f"engine {'+'.join(t.name for t in group.targets)}", f"{group.flavour} {group.version}") as tell:
         engine = build_engine(
             graph,
             group.targets,
             into / name,
             recipe=recipe,
             profiles=serving_profiles(min(PREFILL_CHUNK, recipe.max_context), recipe.max_slots),
+            progress=lambda at: tell(f"{at.phase}: {at.step} of {at.steps}"),
         )
     files = tuple(f"{name}/{path.name}" for path in (engine.plan, engine.sidecar_path))
     return {target.name: files for target in group.targets}

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from hermes_deploy.checkpoints.checkpoint import Checkpoint
 from hermes_deploy.graphs import GraphSpec, build_decoder, save_model
+from hermes_deploy.pipeline.events import Tell
 from hermes_deploy.quantization import ActivationRanges, plan_block_size, quantize
 from hermes_deploy.recipes import Recipe
 from hermes_deploy.targets import Target
@@ -45,13 +46,13 @@ def check_variants(variants: tuple[Variant, ...], recipe: Recipe, checkpoint: Ch
 
 
 def save_variant(
-    variant: Variant, folder: Path, recipe: Recipe, checkpoint: Checkpoint, ranges: ActivationRanges | None
+    variant: Variant, folder: Path, recipe: Recipe, checkpoint: Checkpoint, ranges: ActivationRanges | None, tell: Tell
 ) -> tuple[Path, int | None]:
     """Writes the quantized graph of `variant` into `folder`; gives its path and the INT4 block size."""
     model = _graph(variant, recipe, checkpoint)
     report = quantize(model, recipe, variant.targets[0], ranges)
     folder.mkdir(parents=True)
-    save_model(model, folder / MODEL)
+    save_model(model, folder / MODEL, lambda _, done, total: tell(f"{done} of {total} tensors"))
     return folder / MODEL, report.block_size
 
 

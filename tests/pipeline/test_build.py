@@ -97,9 +97,12 @@ def test_two_builds_of_one_checkpoint_give_the_same_bytes(
 def test_stages_are_told_as_they_begin_and_end(checkpoint: Path, tmp_path: Path) -> None:
     events: list[StageEvent] = []
     report = build_artifact(request(checkpoint, tmp_path / "a"), events.append)
-    ended = [event.stage for event in events if event.seconds is not None]
-    begun = [event.stage for event in events if event.seconds is None]
+    ended = [event.stage for event in events if event.kind == "end"]
+    begun = [event.stage for event in events if event.kind == "begin"]
     assert ended == begun == list(report.stages)
+    told = [event.detail for event in events if event.kind == "progress" and event.stage == "graph cpu"]
+    assert len(told) > 5
+    assert all(re.fullmatch(r"\d+ of \d+ tensors", text) for text in told)
     assert {"checkpoint", "reference", "graph cpu", "gate cpu", "package"} <= set(ended)
     assert [line.split(",")[0] for line in report.gates] == ["gate cpu: fp32"]
     assert report.size == sum(entry.size for entry in read_manifest(tmp_path / "a").files.values())
@@ -211,7 +214,7 @@ def test_a_build_killed_at_any_stage_leaves_nothing_that_looks_finished(
         "import os, signal, sys; from pathlib import Path\n"
         "from hermes_deploy.pipeline import BuildRequest, build_artifact\n"
         "def on(event):\n"
-        "    if event.stage == sys.argv[3] and event.seconds is None: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    if event.stage == sys.argv[3] and event.kind == 'begin': os.kill(os.getpid(), signal.SIGKILL)\n"
         "recipe, target = ('fp16', 'sm86') if 'sm86' in sys.argv[3] else ('fp32', 'cpu')\n"
         "build_artifact(BuildRequest(sys.argv[1], Path(sys.argv[2]), recipe, (target,), max_context=64), on)"
     )
