@@ -40,6 +40,7 @@ class Stream(Iterator[Piece]):
         self._timeout_s = timeout_s
         self._usage = Usage(0, 0)
         self._finish_reason = ""
+        self._held_ids: tuple[int, ...] = ()
         self._answer: Answer | None = None
         self._failure: ClientError | None = None
         self._cancelled = False

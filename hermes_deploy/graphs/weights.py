@@ -81,7 +81,10 @@ def lazy(name: str, shape: tuple[int, ...], precision: str, evaluate: Callable[[
         with np.errstate(over="ignore"):
             values = evaluate()
         if precision == "fp16" and not np.isfinite(values).all():
-            raise GraphError(f"weight {name!r} holds values beyond fp16 (65504); build with fp32 activations.")
+            raise GraphError(
+                f"weight {name!r} holds values beyond fp16 (65504), which GPU targets compute in. "
+                "What takes it: --target cpu --recipe fp32."
+            )
         return ir.Tensor(values, dtype=ONNX_DTYPES[precision], shape=ir.Shape(shape), name=name)
 
     return ir.LazyTensor(tensor, dtype=ONNX_DTYPES[precision], shape=ir.Shape(shape), name=name)

@@ -38,6 +38,23 @@ def test_pieces_come_in_order_and_make_the_answer(triton: FakeTriton, client: Cl
     assert 0 <= answer.timing.first_piece_s <= answer.timing.total_s
 
 
+def test_tokens_of_a_character_that_came_in_parts_are_in_the_piece_that_brings_it(
+    triton: FakeTriton, client: Client
+) -> None:
+    triton.script = lambda _r, _c: iter(
+        (
+            piece("Bonjour ", ids=(1,)),
+            piece("", ids=(2, 3)),
+            piece("🙂", ids=(4,)),
+            piece("", ids=(5,)),
+            piece("", "length", ids=(), final=True),
+        )
+    )
+    with client.stream("?") as stream:
+        pieces = [(p.text, p.token_ids) for p in stream]
+    assert pieces == [("Bonjour ", (1,)), ("🙂", (2, 3, 4)), ("", (5,))]
+
+
 @pytest.mark.parametrize(
     "ending",
     [
