@@ -1,12 +1,12 @@
 """What a model family needs beyond its checkpoint. A new family is one record here.
 
 The checkpoint's own chat template and generation_config are the truth; a family adds the stop
-tokens that checkpoints forget to name, sampling defaults and the scores of the model card.
+tokens that checkpoints forget to name, and sampling defaults.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 ARCHITECTURES = ("MistralForCausalLM", "LlamaForCausalLM")
 """Decoder blocks that `graphs/` builds. Llama's block without bias and scaling equals Mistral's."""
@@ -27,7 +27,6 @@ class Family:
     template: str = ""
     temperature: float = 0.7
     top_p: float = 0.95
-    model_card: dict[str, float] = field(default_factory=dict)
 
 
 _CHATML = (
@@ -46,7 +45,6 @@ FAMILIES: dict[str, Family] = {
             marker="<|im_start|>",
             stop_tokens=("<|im_end|>", "</s>", "<|endoftext|>"),
             template=_CHATML,
-            model_card={"gpt4all": 73.72, "agieval": 43.63, "bigbench": 41.94, "truthfulqa_mc2": 0.5642},
         ),
         Family(
             name="mistral-instruct",

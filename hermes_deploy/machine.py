@@ -118,6 +118,14 @@ def serveable(target_name: str) -> str:
         return f"missing packages: {', '.join(missing)}; run: pip install 'hermes-deploy[serve]'"
     if tritonserver() is None and installed("nvidia-pytriton") is None:
         return "no tritonserver; run: pip install 'hermes-deploy[serve]', or use NVIDIA's Triton container"
+    return _numpy_problem()
+
+
+def _numpy_problem() -> str:
+    """Why the numpy here cannot serve: the Python backend of the embedded Triton dies with numpy 2."""
+    numpy, embedded = installed("numpy"), installed("nvidia-pytriton")
+    if tritonserver() is None and embedded and numpy and int(numpy.split(".")[0]) >= 2:
+        return f"numpy {numpy} kills the Python backend of nvidia-pytriton {embedded}; run: pip install 'numpy<2'"
     return ""
 
 
@@ -182,8 +190,6 @@ def _machine() -> list[Check]:
 
 def _packages() -> list[Check]:
     cpu, gpu = installed("onnxruntime"), installed("onnxruntime-gpu")
-    numpy = installed("numpy")
-    embedded = installed("nvidia-pytriton")
     if cpu and gpu:
         runtime = Check(
             "onnxruntime",
@@ -196,15 +202,8 @@ def _packages() -> list[Check]:
     else:
         runtime = Check("onnxruntime", "missing", "not installed", "pip install 'hermes-deploy[serve]'")
     checks = [runtime]
-    if numpy and embedded and int(numpy.split(".")[0]) >= 2:
-        checks.append(
-            Check(
-                "numpy",
-                "broken",
-                f"numpy {numpy} kills the Python backend of nvidia-pytriton {embedded}",
-                "pip install 'numpy<2'",
-            )
-        )
+    if _numpy_problem():
+        checks.append(Check("numpy", "broken", *_numpy_problem().split("; run: ")))
     missing = _missing_to_build()
     checks.append(
         Check("build", "missing", f"without {', '.join(missing)}", "to build: pip install 'hermes-deploy[build]'")

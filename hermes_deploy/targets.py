@@ -60,7 +60,7 @@ TARGETS: dict[str, Target] = {
     for target in (
         Target(
             name="cpu",
-            title="x86-64 or arm64 CPU through ONNX Runtime",
+            title="CPU through ONNX Runtime",
             engine="onnxruntime",
             dialect="ort",
             activation="fp32",

@@ -57,7 +57,7 @@ def serve(
         )
 
     print(f"verifying {artifact} and starting Triton ...", file=sys.stderr)
-    serving.serve(
+    server = serving.Server(
         artifact,
         grpc_port=grpc_port,
         http_port=http_port,
@@ -66,5 +66,5 @@ def serve(
         max_context=max_context,
         max_slots=max_slots,
         log=log,
-        on_ready=ready,
     )
+    serving.serve(server, ready)

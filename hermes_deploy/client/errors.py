@@ -6,7 +6,7 @@
     ├── ConnectionFailed        nothing answers at that address
     ├── ModelNotFound           a server answers, but does not serve this door
     ├── NotAllowed              the server wants other credentials
-    ├── Overloaded              the queue is full; `retry_after_s` says when to come back
+    ├── Overloaded              the queue is full; `retry_after_s` where the server says when to come back
     ├── Unavailable             the server is starting, draining, or went away
     ├── DeadlineExceeded        `timeout` passed
     ├── Cancelled               this side, or the server, ended the request

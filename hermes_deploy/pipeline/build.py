@@ -17,7 +17,7 @@ from pathlib import Path
 from hermes_deploy.chat import ChatTokenizer
 from hermes_deploy.checkpoints import open_checkpoint
 from hermes_deploy.checkpoints.checkpoint import Checkpoint
-from hermes_deploy.engines import Availability, EngineGroup, build_engine, check_available, serving_profiles
+from hermes_deploy.engines import PLAN, Availability, EngineGroup, build_engine, check_available, serving_profiles
 from hermes_deploy.errors import BuildError, UsageError
 from hermes_deploy.pipeline.events import StageEvent, Tell
 from hermes_deploy.pipeline.package import Built, package
@@ -137,14 +137,12 @@ def _build_variant(
     if variant.served:
         owned = tuple(sorted(f"{variant.name}/{path.name}" for path in folder.iterdir()))
         files = {target.name: owned for target in variant.targets}
-        return Built(variant, graph.name, block_size, gate, gate.tensors_sha256, files)
-    tensors = tensors_sha256(graph)
-    for group in engines.groups:
-        wanted = [target for target in group.targets if target in variant.targets]
-        if wanted:
+    else:
+        for group in engines.groups:
             files |= _build_engine(group, graph, recipe, stages, version_folder(staging.folder, ENGINE))
-    shutil.rmtree(folder)
-    return Built(variant, "engine.plan", block_size, gate, tensors, files)
+    # read again now: this is what is shipped, or what TensorRT read, whatever the gate saw
+    tensors = tensors_sha256(graph)
+    return Built(variant, graph.name if variant.served else PLAN, block_size, gate, tensors, files)
 
 
 def _build_engine(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hermes_deploy.errors import ArtifactError, ServeError, UsageError
-from hermes_deploy.machine import installed, serveable, tritonserver
+from hermes_deploy.machine import serveable
 from hermes_deploy.repository.manifest import Manifest, read_manifest, verify_files
 
 _SHOWN = 5
@@ -58,16 +58,6 @@ def _choose_target(manifest: Manifest) -> str:
     reasons = {target.name: serveable(target.name) for target in manifest.targets}
     for name, reason in reasons.items():
         if not reason:
-            _check_numpy()
             return name
     listed = "".join(f"\n  {name}: {reason}" for name, reason in reasons.items())
     raise ServeError(f"this machine can serve none of the targets of this artifact:{listed}")
-
-
-def _check_numpy() -> None:
-    numpy = installed("numpy")
-    if tritonserver() is None and numpy is not None and int(numpy.split(".")[0]) >= 2:
-        raise ServeError(
-            f"numpy {numpy} is installed; the Python backend of the embedded Triton dies with numpy 2. "
-            "Run: pip install 'numpy<2'"
-        )

@@ -224,18 +224,7 @@ class _Stopped(BaseException):
     """SIGINT or SIGTERM, raised in the main thread; not an Exception: nothing may swallow it."""
 
 
-def serve(
-    artifact: Path,
-    *,
-    grpc_port: int = 8001,
-    http_port: int = 8000,
-    metrics_port: int = 8002,
-    host: str = "127.0.0.1",
-    max_context: int | None = None,
-    max_slots: int | None = None,
-    log: Path | None = None,
-    on_ready: Callable[[Endpoints], None],
-) -> None:
+def serve(server: Server, on_ready: Callable[[Endpoints], None]) -> None:
     """Serves until SIGINT or SIGTERM, then stops cleanly and returns. For the main thread.
 
     `on_ready` gets the endpoints once a token was generated. Raises what `Server.start` raises,
@@ -248,16 +237,6 @@ def serve(
         raise _Stopped
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    server = Server(
-        artifact,
-        grpc_port=grpc_port,
-        http_port=http_port,
-        metrics_port=metrics_port,
-        host=host,
-        max_context=max_context,
-        max_slots=max_slots,
-        log=log,
-    )
     try:
         with server:
             on_ready(server.endpoints)

@@ -1,10 +1,12 @@
-"""Opens the Session for a target of the artifact. A new kind of session is one line here."""
+"""Opens the Session for a target of the artifact. A new kind of session is opened here and named in
+`machine.SERVED_TARGETS`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from hermes_deploy.errors import ServeError
+from hermes_deploy.machine import SERVED_TARGETS
 from hermes_deploy.repository.engine_config import EngineConfig
 from hermes_deploy.runtime.session import Session
 
@@ -18,8 +20,8 @@ def open_session(config: EngineConfig, target: str, folder: Path, *, slots: int,
         if not 1 <= asked <= built:
             raise ServeError(f"max_{name} is {asked}; this artifact was built for 1 to {built}")
     entry = config.target(target)
-    if target != "cpu":
-        raise ServeError(f"target {target!r} is built, but this version of hermes-deploy serves only: cpu")
+    if target not in SERVED_TARGETS:
+        raise ServeError(f"target {target!r} is built, but this version serves only: {', '.join(SERVED_TARGETS)}")
     from hermes_deploy.runtime.ort_cpu import OrtCpuSession
 
     return OrtCpuSession(folder / entry.model, slots=slots, max_context=max_context)

@@ -125,6 +125,20 @@ def test_doctor_says_what_this_machine_can_do() -> None:
     assert "target sm90" in rows
 
 
+def test_numpy_2_is_a_finding_and_keeps_the_artifact_from_being_called_serveable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from hermes_deploy import machine
+
+    real = machine.installed
+    assert machine.serveable("cpu") == ""
+    monkeypatch.setattr(machine, "tritonserver", lambda: None)
+    monkeypatch.setattr(machine, "installed", lambda p: "2.4.6" if p == "numpy" else real(p))
+    assert "numpy 2.4.6 kills the Python backend" in machine.serveable("cpu")
+    row = next(check for check in machine.examine() if check.what == "numpy")
+    assert (row.state, row.advice) == ("broken", "pip install 'numpy<2'")
+
+
 def test_both_onnxruntimes_together_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     from hermes_deploy import machine
 

@@ -26,8 +26,11 @@ from hermes_deploy.errors import (
     UsageError,
 )
 from hermes_deploy.pipeline import BuildRequest, StageEvent, build_artifact
+from hermes_deploy.recipes import Recipe
 from hermes_deploy.repository.engine_config import read_engine_config
 from hermes_deploy.repository.manifest import list_files, read_manifest, verify_files
+from hermes_deploy.targets import Target
+from hermes_deploy.verification import GateResult, Reference, run_gate
 from tests.fixtures.tiny import make_mistral
 from tests.pipeline.conftest import LENIENT, with_gate
 
@@ -188,6 +191,23 @@ def test_a_build_over_the_threshold_publishes_nothing(
     monkeypatch.setattr("hermes_deploy.pipeline.request.load_recipe", lambda name: with_gate(name, strict))
     with pytest.raises(GateError, match="Nothing is published"):
         build_artifact(request(checkpoint, tmp_path / "a", recipe="int4"))
+    assert left_behind(tmp_path) == []
+
+
+def test_an_engine_with_other_tensors_than_the_gate_ran_is_not_published(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gate_then_damage(reference: Reference, graph: Path, target: Target, recipe: Recipe) -> GateResult:
+        result = run_gate(reference, graph, target, recipe)
+        data = graph.with_name("model.onnx.data")
+        whole = bytearray(data.read_bytes())
+        whole[len(whole) // 2] ^= 1
+        data.write_bytes(whole)
+        return result
+
+    monkeypatch.setattr("hermes_deploy.pipeline.build.run_gate", gate_then_damage)
+    with pytest.raises(BuildError, match="ran other tensors than its engine holds"):
+        build_artifact(request(checkpoint, tmp_path / "a"))
     assert left_behind(tmp_path) == []
 
 

@@ -28,13 +28,13 @@ SERVE = """
 import json, sys
 from pathlib import Path
 from hermes_deploy.errors import HermesDeployError
-from hermes_deploy.serving import serve
+from hermes_deploy.serving import Server, serve
 
 def ready(endpoints):
     print(json.dumps({"grpc": endpoints.grpc}), flush=True)
 
 try:
-    serve(Path(sys.argv[1]), grpc_port=0, http_port=0, metrics_port=0, on_ready=ready)
+    serve(Server(Path(sys.argv[1]), grpc_port=0, http_port=0, metrics_port=0), ready)
 except HermesDeployError as error:
     print(error, file=sys.stderr)
     sys.exit(error.exit_code)
