@@ -9,6 +9,7 @@ that nothing is left behind however this process ends.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import secrets
@@ -32,6 +33,9 @@ from hermes_deploy.serving.server_log import last_words
 
 _EXIT_SECONDS = 10.0
 _SHELL_SAFE = re.compile(r"[A-Za-z0-9/._-]+")
+
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,16 @@ class Server:
         plan = preflight.check(self._artifact, max_context=self._limits[0], max_slots=self._limits[1])
         self._host = resolve_host(self._host)
         self._ports = claim_ports(self._host, self._ports)
+        try:
+            self._start_once(plan)
+        except _CrashedWhileLoading as crash:
+            # seen once in some hundred starts of Triton 2.51: its Python backend aborts on a lock of its own
+            # while the models load, before anything of ours has run
+            _LOG.warning("%s\nTriton itself crashed; starting it once more.", crash)
+            self._start_once(plan)
+        return self
+
+    def _start_once(self, plan: preflight.Plan) -> None:
         self._run_folder = _make_run_folder()
         try:
             self._launch(plan, self._run_folder)
@@ -112,7 +126,6 @@ class Server:
         except BaseException:
             self.stop()
             raise
-        return self
 
     def wait(self) -> NoReturn:
         """Until the server ends, which it does not by itself: ServeError. A signal handler may raise through it."""
@@ -175,7 +188,9 @@ class Server:
         deadline = time.monotonic() + self._ready_timeout
         while not says_ready(host, port):
             if self._guard.poll() is not None:
-                raise ServeError(self._obituary("the server ended while it was loading"))
+                crashed = self._guard.returncode in (128 + signal.SIGABRT, 128 + signal.SIGSEGV)
+                kind = _CrashedWhileLoading if crashed else ServeError
+                raise kind(self._obituary("the server ended while it was loading"))
             if time.monotonic() > deadline:
                 raise ServeError(self._obituary(f"the server was not ready after {self._ready_timeout:g} s"))
             time.sleep(0.05)
@@ -218,6 +233,10 @@ def _make_run_folder() -> Path:
             "that may hold only ASCII letters, digits and / . _ -. Set TMPDIR, for example: TMPDIR=/tmp"
         )
     return folder
+
+
+class _CrashedWhileLoading(ServeError):
+    """tritonserver ended by an abort or a segmentation fault before it was ready."""
 
 
 class _Stopped(BaseException):

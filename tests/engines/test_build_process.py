@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -56,8 +57,13 @@ def _build(onnx: Path, folder: Path, progress: object = None) -> None:
 
 
 def _compilers(parent: int) -> list[psutil.Process]:
-    found = psutil.Process(parent).children(recursive=True)
-    return [p for p in found if "hermes_deploy.engines.process" in p.cmdline()]
+    found = []
+    for process in psutil.Process(parent).children(recursive=True):
+        # one that was killed a moment ago is a zombie, and has no command line any more
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            if "hermes_deploy.engines.process" in process.cmdline():
+                found.append(process)
+    return found
 
 
 def _drive(onnx: Path, folder: Path, most_bytes: int = 0) -> subprocess.Popen[str]:

@@ -1,0 +1,55 @@
+"""Triton's own crash while it loads is told and tried once more; never twice."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hermes_deploy.errors import ServeError
+from hermes_deploy.serving import Server, launch
+
+ABORT = ["sh", "-c", "echo lock_exception >&2; kill -ABRT $$"]
+
+
+def crash(monkeypatch: pytest.MonkeyPatch, times: int) -> Callable[[], int]:
+    """The first `times` starts abort; the function gives how many starts there were."""
+    starts = 0
+    real = launch.command
+
+    def command(*arguments: Any, **named: Any) -> list[str]:
+        nonlocal starts
+        starts += 1
+        return ABORT if starts <= times else real(*arguments, **named)
+
+    monkeypatch.setattr(launch, "command", command)
+    return lambda: starts
+
+
+def test_one_crash_is_told_and_the_server_comes_up(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    starts = crash(monkeypatch, times=1)
+    with (
+        caplog.at_level(logging.WARNING),
+        Server(artifact, grpc_port=0, http_port=0, metrics_port=0) as server,
+    ):
+        assert server.grpc_port > 0
+    assert starts() == 2
+    assert "lock_exception" in caplog.text
+    assert "starting it once more" in caplog.text
+
+
+def test_a_server_that_crashes_again_is_an_error_with_its_words(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts = crash(monkeypatch, times=9)
+    with (
+        pytest.raises(ServeError, match=r"(?s)while it was loading \(exit status 134\).*lock_exception"),
+        Server(artifact, grpc_port=0, http_port=0, metrics_port=0),
+    ):
+        pass
+    assert starts() == 2
