@@ -8,14 +8,8 @@
 cut into 4-bit blocks, both before any work.
 """
 
-from hermes_deploy.quantization.calibration import (
-    ActivationRanges,
-    Chat,
-    EncodesChats,
-    calibrate,
-    calibration_chats,
-    encode_chats,
-)
+from hermes_deploy.quantization.calibration import ActivationRanges, calibrate
+from hermes_deploy.quantization.calibration_chats import Chat, EncodesChats, calibration_chats, encode_chats
 from hermes_deploy.quantization.linears import Linear, choose_block_size, find_linears
 from hermes_deploy.quantization.quantize import QuantizationReport, check_recipe, plan_block_size, quantize
 from hermes_deploy.quantization.reference import head_weight, hidden_states

@@ -1,4 +1,4 @@
-"""The numpy decoder that calibration and the gate stand on, and the chats that ship."""
+"""The numpy decoder that calibration and the gate stand on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from hermes_deploy.graphs import linear_names
 from hermes_deploy.quantization import (
     ActivationRanges,
     calibrate,
-    calibration_chats,
     head_weight,
     hidden_states,
 )
@@ -63,14 +62,3 @@ def test_a_damaged_weight_is_found_in_calibration(tiny: Checkpoint) -> None:
 def test_ids_that_the_model_cannot_have_are_refused(tiny: Checkpoint, ids: list[int]) -> None:
     with pytest.raises(QuantizationError):
         hidden_states(tiny.config, tiny.tensors, [ids])
-
-
-def test_the_shipped_chats_are_well_formed_and_enough_for_the_recipes() -> None:
-    chats = calibration_chats()
-    assert len(chats) >= 8
-    for chat in chats:
-        roles = [message["role"] for message in chat if message["role"] != "system"]
-        assert roles == (["user", "assistant"] * len(roles))[: len(roles)]
-        assert all(message["content"] for message in chat)
-    with pytest.raises(QuantizationError, match="ship with the package"):
-        calibration_chats(1000)
