@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from hermes_deploy.checkpoints.tokenizer_files import TokenizerFiles
 
-__all__ = ["Checkpoint", "DecoderConfig", "LazyTensor", "TokenizerFiles"]
+__all__ = ["AdapterFacts", "Checkpoint", "DecoderConfig", "LazyTensor", "TokenizerFiles"]
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,30 @@ class LazyTensor:
 
 
 @dataclass(frozen=True)
+class AdapterFacts:
+    """Where the merged part of a checkpoint came from.
+
+    `sha256`: of the adapter's two files together. `base_model`: what adapter_config.json says it was trained
+    on, "" where it says nothing. `rank` and `alpha`: the defaults of the configuration; patterns may change
+    them for single modules. `modules`: kinds of the changed modules (`q_proj`, `embed_tokens`), sorted.
+    """
+
+    name: str
+    sha256: str
+    base_model: str
+    rank: int
+    alpha: float
+    modules: tuple[str, ...]
+    merged_tensors: int
+
+
+@dataclass(frozen=True)
 class Checkpoint:
-    """`sha256` identifies the source bytes (of all weight, config and tokenizer files together).
+    """`sha256` identifies the source bytes (of all weight, config and tokenizer files together, and of an adapter).
 
     `generation`: the checkpoint's own generation_config, known keys only (temperature, top_k, top_p, ...).
     `license_id` is an SPDX id or the checkpoint's own word, "unknown" where it says nothing.
+    `model_card`: text of the source's README.md, "" where it has none. `adapter`: what was merged, if anything.
     """
 
     name: str
@@ -80,3 +99,5 @@ class Checkpoint:
     citation: str = ""
     weights_note: str = ""
     """What the weights are when they are not the original, e.g. "dequantized from GGUF Q4_1"."""
+    model_card: str = ""
+    adapter: AdapterFacts | None = None

@@ -20,6 +20,8 @@ from hermes_deploy.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+CARD = "README.md"
+_MAX_CARD = 4 << 20
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -59,7 +61,8 @@ def open_folder(
         where=str(folder),
     )
     used = [*shards, INDEX, "config.json", "generation_config.json", *TOKENIZER_FILES]
-    license_id, license_text, citation = _notices(folder)
+    model_card = read_text(folder / CARD, most=_MAX_CARD) if (folder / CARD).is_file() else ""
+    license_id, license_text, citation = _notices(folder, model_card)
     return Checkpoint(
         name=name or folder.resolve().name,
         source=source or str(folder),
@@ -73,6 +76,7 @@ def open_folder(
         license_id=license_id,
         license_text=license_text,
         citation=citation,
+        model_card=model_card,
     )
 
 
@@ -117,16 +121,15 @@ def _no_weights(folder: Path) -> CheckpointError:
     return CheckpointError(f"{folder} has no weights; expected {SINGLE}, or {INDEX} and its shards")
 
 
-def _notices(folder: Path) -> tuple[str, str, str]:
-    """(licence id, licence text, citation) from README.md, LICENSE* and CITATION*."""
-    readme = read_text(folder / "README.md") if (folder / "README.md").is_file() else ""
+def _notices(folder: Path, model_card: str) -> tuple[str, str, str]:
+    """(licence id, licence text, citation) from the model card, LICENSE* and CITATION*."""
     text = "".join(
         read_text(folder / file) for file in ("LICENSE", "LICENSE.txt", "LICENSE.md") if (folder / file).is_file()
     )
-    identifier = notices.license_of_readme(readme)
+    identifier = notices.license_of_readme(model_card)
     if identifier == "unknown":
         identifier = notices.license_of_text(text)
     for file in ("CITATION.bib", "CITATION.cff", "CITATION"):
         if (folder / file).is_file():
             return identifier, text, read_text(folder / file)
-    return identifier, text, notices.citation_of_readme(readme)
+    return identifier, text, notices.citation_of_readme(model_card)

@@ -49,19 +49,19 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, most: int = MAX_JSON) -> bytes:
     try:
         size = path.stat().st_size
-        if size > MAX_JSON:
-            raise CheckpointError(f"{path} has {size} bytes; at most {MAX_JSON} are read")
+        if size > most:
+            raise CheckpointError(f"{path} has {size} bytes; at most {most} are read")
         return path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, most: int = MAX_JSON) -> str:
     try:
-        return read_bytes(path).decode("utf-8")
+        return read_bytes(path, most).decode("utf-8")
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} is not UTF-8 text: {error}") from None
 
