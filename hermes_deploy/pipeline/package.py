@@ -1,23 +1,29 @@
-"""The last stage: engine files and facts become a Triton repository with its manifest."""
+"""The last stage: engine files and facts become a Triton repository with its papers and its manifest.
+
+Holds no path of this machine and one clock, `created` in the manifest: the same inputs give the same bytes.
+"""
 
 from __future__ import annotations
 
 import datetime
 import json
 import math
+import platform
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from hermes_deploy import __version__
 from hermes_deploy.checkpoints.checkpoint import Checkpoint
-from hermes_deploy.errors import BuildError
+from hermes_deploy.engines import SIDECAR, read_sidecar
+from hermes_deploy.errors import BuildError, GateError
 from hermes_deploy.pipeline.variants import Variant
 from hermes_deploy.protocol.tensors import ENGINE
 from hermes_deploy.recipes import Recipe
 from hermes_deploy.repository.assemble import assemble, version_folder
+from hermes_deploy.repository.distributions import Distribution, installed_distributions
 from hermes_deploy.repository.engine_config import EngineConfig, EngineTarget, sampling_defaults
 from hermes_deploy.repository.manifest import (
+    CalibrationEntry,
     GateEntry,
     Manifest,
     ModelEntry,
@@ -29,6 +35,28 @@ from hermes_deploy.repository.manifest import (
 from hermes_deploy.verification import GateResult
 
 GATE_REPORT = "gate.json"
+
+TOOLS = (
+    "pydantic",
+    "typer",
+    "rich",
+    "pyyaml",
+    "protobuf",
+    "numpy",
+    "onnx",
+    "onnx-ir",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "ml-dtypes",
+    "safetensors",
+    "gguf",
+    "tokenizers",
+    "jinja2",
+    "huggingface-hub",
+    "packaging",
+)
+"""What a build imports; what these require is found from them. A signature is made after the manifest,
+so what makes it is not among them: signed or not, the artifact is the same."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +71,23 @@ class Built:
     files: dict[str, tuple[str, ...]]
 
 
-def package(folder: Path, checkpoint: Checkpoint, recipe: Recipe, built: list[Built]) -> Manifest:
-    """Completes the artifact in `folder`, manifest last. Raises BuildError when a gate ran other tensors."""
-    for each in built:
-        if each.tensors_sha256 != each.gate.tensors_sha256:
-            raise BuildError(
-                f"the gate of {each.variant.name} ran other tensors than its engine holds "
-                f"({each.gate.tensors_sha256[:12]} and {each.tensors_sha256[:12]}); nothing is published"
-            )
+def package(
+    folder: Path,
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    built: list[Built],
+    *,
+    calibration: CalibrationEntry | None = None,
+    degraded: str | None = None,
+    created: str | None = None,
+) -> Manifest:
+    """Completes the artifact in `folder`, manifest last; what lies there already (reports) is named in it.
+
+    `degraded`: the reason to ship although a gate failed; it stands in the manifest only when one did.
+    `created`: ISO 8601; None = now. Raises BuildError when a gate ran other tensors than are shipped,
+    GateError when one failed and there is no reason.
+    """
+    _check_gates(built, degraded)
     engine = version_folder(folder, ENGINE)
     targets = tuple(_engine_target(each, name, recipe) for each in built for name in each.files)
     config = EngineConfig(
@@ -72,6 +109,7 @@ def package(folder: Path, checkpoint: Checkpoint, recipe: Recipe, built: list[Bu
         citation=checkpoint.citation or f"{checkpoint.name}, from {checkpoint.source}. It carries no citation.\n",
     )
     entries = [_target_entry(each, name) for each in built for name in each.files]
+    distributions = installed_distributions((*TOOLS, *_engine_builders(engine, built)))
     gates = {entry.name: entry.gate.model_dump() for entry in entries}
     (folder / GATE_REPORT).write_text(json.dumps(gates, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     manifest = Manifest(
@@ -85,17 +123,35 @@ def package(folder: Path, checkpoint: Checkpoint, recipe: Recipe, built: list[Bu
             parameters=sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values()),
             license_id=checkpoint.license_id,
             weights_note=checkpoint.weights_note,
+            adapter=None,
         ),
         recipe=recipe.model_dump(),
+        calibration=calibration,
         max_context=recipe.max_context,
         max_slots=recipe.max_slots,
         targets=entries,
-        versions=_versions(built),
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        degraded=None if all(entry.gate.passed for entry in entries) else degraded,
+        versions=_versions(distributions),
+        machine=platform.machine(),
+        created=created or datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         files={name: hash_file(folder / name) for name in list_files(folder)},
     )
     write_manifest(folder, manifest)
     return manifest
+
+
+def _check_gates(built: list[Built], degraded: str | None) -> None:
+    for each in built:
+        if each.tensors_sha256 != each.gate.tensors_sha256:
+            raise BuildError(
+                f"the gate of {each.variant.name} ran other tensors than its engine holds "
+                f"({each.gate.tensors_sha256[:12]} and {each.tensors_sha256[:12]}); nothing is published"
+            )
+        if not each.gate.passed and not (degraded or "").strip():
+            raise GateError(
+                f"the gate of {each.variant.name} failed, so nothing is published. "
+                "To ship it all the same, say why: --accept-degraded REASON"
+            )
 
 
 def _no_license(checkpoint: Checkpoint) -> str:
@@ -126,18 +182,20 @@ def _target_entry(each: Built, name: str) -> TargetEntry:
             reference=each.gate.reference,
             measures=asdict(each.gate.measures),
             thresholds=each.gate.thresholds,
+            problems=list(getattr(each.gate, "problems", ())),
         ),
     )
 
 
-def _versions(built: list[Built]) -> dict[str, str]:
-    packages = ["numpy", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "tokenizers"]
-    if any(not each.variant.served for each in built):
-        packages += ["tensorrt", "tensorrt-rtx"]
-    found = {"hermes-deploy": __version__}
-    for name in packages:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+def _engine_builders(engine: Path, built: list[Built]) -> set[str]:
+    """The TensorRT packages that made the engines: their sidecars say which."""
+    sidecars = {file for each in built for files in each.files.values() for file in files if file.endswith(SIDECAR)}
+    return {read_sidecar((engine / file).parent, verify=False).flavour for file in sidecars}
+
+
+def _versions(distributions: tuple[Distribution, ...]) -> dict[str, str]:
+    return {
+        "hermes-deploy": __version__,
+        "python": platform.python_version(),
+        **{each.name: each.version for each in distributions},
+    }

@@ -2,6 +2,9 @@
 
 Written last by the build; read first by inspect, validate and serve. Nothing is loaded that the
 manifest does not name. Pydantic at the border: an unknown key or a wrong type is an ArtifactError.
+docs/manifest.schema.json is made from these classes (scripts/generate_manifest_schema.py).
+
+One file may lie beside the manifest without being named in it: the signature, which covers the manifest.
 """
 
 from __future__ import annotations
@@ -10,14 +13,17 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from hermes_deploy.errors import ArtifactError
 
 MANIFEST = "manifest.json"
-SCHEMA = 1
+SIGNATURE = "model.sig"
+SCHEMA: Final = 2
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class _Frozen(BaseModel):
@@ -25,29 +31,75 @@ class _Frozen(BaseModel):
 
 
 class FileEntry(_Frozen):
-    sha256: str
+    """`size` in bytes."""
+
+    sha256: Sha256
     size: int = Field(ge=0)
 
 
+class AdapterEntry(_Frozen):
+    """The LoRA that was merged into the weights before anything else was done with them.
+
+    `base_model`: what the adapter says it was trained on. `modules`: names of the linears that it
+    changes; `merged_tensors`: how many weights were changed.
+    """
+
+    name: str
+    sha256: Sha256
+    base_model: str
+    rank: int = Field(ge=1)
+    alpha: FiniteFloat
+    modules: list[str]
+    merged_tensors: int = Field(ge=1)
+
+
 class ModelEntry(_Frozen):
+    """`sha256`: of all files of the checkpoint together, without the adapter's. `source`, `revision`:
+    where it came from. `weights_note`: what the weights are when they are not the original."""
+
     name: str
     source: str
     revision: str | None
-    sha256: str
+    sha256: Sha256
     family: str
     architecture: str
-    parameters: int
+    parameters: int = Field(ge=1)
     license_id: str
     weights_note: str
+    adapter: AdapterEntry | None
+
+
+class CalibrationEntry(_Frozen):
+    """Texts that the quantizer saw. `source`: "packaged", or the name of the file that was given.
+
+    `sha256`: of that file's bytes. `chats` were used, with `tokens` in all.
+    """
+
+    source: str
+    sha256: Sha256
+    chats: int = Field(ge=1)
+    tokens: int = Field(ge=1)
 
 
 class GateEntry(_Frozen):
-    """`measures`: kl, top1, perplexity_ratio, tensor_error, positions. `reference` says what it was."""
+    """How far the build's answers are from the reference's, `reference` in words.
+
+    `measures` by name: kl (mean, nats), top1 (share, 0..1), perplexity_ratio, tensor_error,
+    positions and more; `thresholds` by the name of the recipe's limit. `problems`: each measure that
+    is over its limit, in words; empty exactly when the gate passed.
+    """
 
     passed: bool
     reference: str
-    measures: dict[str, float]
-    thresholds: dict[str, float]
+    measures: dict[str, FiniteFloat]
+    thresholds: dict[str, FiniteFloat]
+    problems: list[str]
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.passed == bool(self.problems):
+            raise ValueError(f"passed is {self.passed} with {len(self.problems)} problems")
+        return self
 
 
 class TargetEntry(_Frozen):
@@ -62,23 +114,41 @@ class TargetEntry(_Frozen):
     precision: str
     block_size: int | None
     engine_files: list[str]
-    tensors_sha256: str
-    gated_tensors_sha256: str
+    tensors_sha256: Sha256
+    gated_tensors_sha256: Sha256
     gate: GateEntry
 
 
 class Manifest(_Frozen):
-    """`max_context` tokens and `max_slots` chats that the engines were built for."""
+    """`max_context` tokens and `max_slots` chats that the engines were built for.
 
-    schema_version: int = SCHEMA
+    `degraded`: the reason that was given for shipping a build whose gate failed; null when every gate
+    passed. `versions`: of python and of every distribution that could take part, by name; `machine`:
+    the processor's architecture. `created`: ISO 8601, UTC; the only clock in the artifact.
+    `files`: every file but this one and the signature, by its path in the artifact.
+    """
+
+    schema_version: Literal[2] = SCHEMA
     model: ModelEntry
     recipe: dict[str, Any]
-    max_context: int
-    max_slots: int
-    targets: list[TargetEntry]
+    calibration: CalibrationEntry | None
+    max_context: int = Field(ge=1)
+    max_slots: int = Field(ge=1)
+    targets: list[TargetEntry] = Field(min_length=1)
+    degraded: str | None
     versions: dict[str, str]
+    machine: str
     created: str
     files: dict[str, FileEntry]
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        failed = [target.name for target in self.targets if not target.gate.passed]
+        if failed and not (self.degraded or "").strip():
+            raise ValueError(f"the gate of {', '.join(failed)} failed and no reason to ship it is given")
+        if self.degraded is not None and not failed:
+            raise ValueError("a reason for a failed gate is given and every gate passed")
+        return self
 
 
 def hash_file(path: Path) -> FileEntry:
@@ -93,7 +163,7 @@ def hash_file(path: Path) -> FileEntry:
 
 
 def list_files(folder: Path) -> list[str]:
-    """Paths of everything below `folder` but folders, relative, sorted, without the manifest itself.
+    """Paths of everything below `folder` but folders, relative, sorted, without the manifest and its signature.
 
     Links are not followed. Raises OSError for a folder that cannot be read.
     """
@@ -105,7 +175,7 @@ def list_files(folder: Path) -> list[str]:
     for root, folders, files in os.walk(folder, onerror=refuse):
         links = [name for name in folders if Path(root, name).is_symlink()]
         found += [str(Path(root, name).relative_to(folder)) for name in (*files, *links)]
-    return sorted(set(found) - {MANIFEST})
+    return sorted(set(found) - {MANIFEST, SIGNATURE})
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

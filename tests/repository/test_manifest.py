@@ -94,8 +94,9 @@ def test_a_file_in_place_of_the_folder_is_no_artifact(artifact: Path) -> None:
         (None, "is not a hermes-deploy artifact"),
         ("{", "cannot be read"),
         ("[]", "is damaged: the whole: "),
-        ('{"schema_version": 99}', "schema_version 99; this version reads 1"),
-        ('{"schema_version": 1}', "is damaged: model"),
+        ('{"schema_version": 99}', "schema_version 99; this version reads 2"),
+        ('{"schema_version": 1}', "schema_version 1; this version reads 2"),
+        ('{"schema_version": 2}', "is damaged: model"),
     ],
 )
 def test_a_manifest_that_is_none_is_refused(tmp_path: Path, text: str | None, message: str) -> None:

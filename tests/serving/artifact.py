@@ -53,7 +53,7 @@ def make_artifact(work: Path, target: str = "cpu") -> Path:
 
 def seal(artifact: Path, config: EngineConfig) -> None:
     """Writes the manifest over what lies in the folder now."""
-    gate = GateEntry(passed=True, reference="itself", measures={}, thresholds={})
+    gate = GateEntry(passed=True, reference="itself", measures={}, thresholds={}, problems=[])
     model = ModelEntry(
         name=config.model,
         source="tests",
@@ -64,6 +64,7 @@ def seal(artifact: Path, config: EngineConfig) -> None:
         parameters=1,
         license_id="unknown",
         weights_note="random",
+        adapter=None,
     )
     targets = [
         TargetEntry(
@@ -83,10 +84,13 @@ def seal(artifact: Path, config: EngineConfig) -> None:
         Manifest(
             model=model,
             recipe={"name": "fp32"},
+            calibration=None,
             max_context=config.max_context,
             max_slots=config.max_slots,
             targets=targets,
+            degraded=None,
             versions={},
+            machine="x86_64",
             created="2026-01-01T00:00:00Z",
             files={name: hash_file(artifact / name) for name in list_files(artifact)},
         ),
