@@ -9,7 +9,15 @@ cut into 4-bit blocks, both before any work.
 """
 
 from hermes_deploy.quantization.calibration import ActivationRanges, calibrate
-from hermes_deploy.quantization.calibration_chats import Chat, EncodesChats, calibration_chats, encode_chats
+from hermes_deploy.quantization.calibration_chats import (
+    Chat,
+    EncodesChats,
+    calibration_chats,
+    chats_sha256,
+    encode_chats,
+    parse_chats,
+    read_calibration_file,
+)
 from hermes_deploy.quantization.linears import Linear, choose_block_size, find_linears
 from hermes_deploy.quantization.quantize import QuantizationReport, check_recipe, plan_block_size, quantize
 from hermes_deploy.quantization.reference import head_weight, hidden_states
@@ -22,12 +30,15 @@ __all__ = [
     "QuantizationReport",
     "calibrate",
     "calibration_chats",
+    "chats_sha256",
     "check_recipe",
     "choose_block_size",
     "encode_chats",
     "find_linears",
     "head_weight",
     "hidden_states",
+    "parse_chats",
     "plan_block_size",
     "quantize",
+    "read_calibration_file",
 ]
