@@ -1,4 +1,4 @@
-"""The stages of `build`, run in order: resumes nothing yet, publishes all or nothing."""
+"""The stages of `build`, run in order: from the cache or anew; publishes all or nothing."""
 
 from hermes_deploy.pipeline.build import build_artifact
 from hermes_deploy.pipeline.events import StageEvent

@@ -13,7 +13,10 @@ from hermes_deploy.targets import Target, target
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """`max_context` (tokens) and `max_slots` (chats) None: as the recipe says."""
+    """`max_context` (tokens) and `max_slots` (chats) None: as the recipe says.
+
+    `cache` False: stages of earlier builds are neither used nor kept.
+    """
 
     model: str
     output: Path
@@ -22,6 +25,7 @@ class BuildRequest:
     max_context: int | None = None
     max_slots: int | None = None
     revision: str | None = None
+    cache: bool = True
 
     def resolve(self) -> tuple[Recipe, tuple[Target, ...]]:
         """The recipe with its overrides and the target records. Raises RecipeError or TargetError."""
@@ -41,7 +45,10 @@ class BuildRequest:
 
 @dataclass(frozen=True)
 class BuildReport:
-    """`stages`: wall seconds by stage, in order. `gates`: one line a target. `size`: bytes of the artifact."""
+    """`stages`: wall seconds by stage, in order; `reused`: those that the cache had. `gates`: one line a target.
+
+    `size`: bytes of the artifact.
+    """
 
     model: str
     recipe: str
@@ -50,3 +57,4 @@ class BuildReport:
     gates: list[str] = field(default_factory=list)
     measures: dict[str, dict[str, float]] = field(default_factory=dict)
     stages: dict[str, float] = field(default_factory=dict)
+    reused: list[str] = field(default_factory=list)

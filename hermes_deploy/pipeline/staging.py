@@ -8,16 +8,14 @@ output removes what it finds unlocked (the lock is on the folder itself and dies
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import glob
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from hermes_deploy.errors import BuildError, UsageError
+from hermes_deploy.pipeline.locked_folders import make_locked, remove_abandoned, sync, sync_files
 
 
 @dataclass(frozen=True)
@@ -27,15 +25,13 @@ class Staging:
 
     def publish(self) -> None:
         """Makes `output` appear, complete. Raises BuildError when something else took its place."""
-        for path in self.folder.rglob("*"):
-            if path.is_file():
-                _sync(path)
+        sync_files(self.folder)
         # rename onto an existing folder succeeds only while that folder is empty
         try:
             self.folder.rename(self.output)
         except OSError as error:
             raise BuildError(f"{self.output} could not be published: {error.strerror}. Nothing was changed.") from None
-        _sync(self.output.parent)
+        sync(self.output.parent)
 
 
 def check_output(output: Path) -> None:
@@ -72,8 +68,9 @@ def staged(output: Path) -> Iterator[Staging]:
     check_output(output)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(output)
-        folder, lock = _make_locked(output)
+        prefix = f".{output.name}.building-"
+        remove_abandoned(output.parent, prefix)
+        folder, lock = make_locked(output.parent, prefix)
     except OSError as error:
         raise UsageError(f"--output {output} cannot be written: {error.strerror} ({error.filename})") from None
     try:
@@ -86,57 +83,7 @@ def staged(output: Path) -> Iterator[Staging]:
         os.close(lock)
 
 
-def remove_abandoned(output: Path) -> list[Path]:
-    """Removes staging folders of killed builds of `output`; gives what was removed."""
-    removed = []
-    for folder in output.parent.glob(f"{glob.escape(_prefix(output))}*"):
-        lock = _lock(folder)
-        if lock is None:
-            continue
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
-        removed.append(folder)
-    return removed
-
-
-def _make_locked(output: Path) -> tuple[Path, int]:
-    while True:
-        folder = Path(tempfile.mkdtemp(prefix=_prefix(output), dir=output.parent))
-        lock = _lock(folder)
-        # between the two lines another build may have taken it for abandoned
-        if lock is not None and folder.exists():
-            return folder, lock
-        if lock is not None:
-            os.close(lock)
-
-
-def _prefix(output: Path) -> str:
-    return f".{output.name}.building-"
-
-
 def _existing(path: Path) -> Path:
     while not path.exists() and path != path.parent:
         path = path.parent
     return path
-
-
-def _lock(folder: Path) -> int | None:
-    """An exclusive lock on the folder, or None while its owner lives (or it is gone)."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -39,21 +39,21 @@ def plan_variants(targets: tuple[Target, ...]) -> tuple[Variant, ...]:
     return tuple(variants)
 
 
-def check_variants(variants: tuple[Variant, ...], recipe: Recipe, checkpoint: Checkpoint) -> None:
-    """Raises GraphError or QuantizationError for a model that cannot be built so. Reads no weight."""
-    for variant in variants:
-        plan_block_size(_graph(variant, recipe, checkpoint), recipe, variant.targets[0])
+def check_variants(variants: tuple[Variant, ...], recipe: Recipe, checkpoint: Checkpoint) -> dict[str, int | None]:
+    """The INT4 block size of each variant, None where nothing is blocked. Reads no weight.
+
+    Raises GraphError or QuantizationError for a model that cannot be built so.
+    """
+    return {v.name: plan_block_size(_graph(v, recipe, checkpoint), recipe, v.targets[0]) for v in variants}
 
 
 def save_variant(
     variant: Variant, folder: Path, recipe: Recipe, checkpoint: Checkpoint, ranges: ActivationRanges | None, tell: Tell
-) -> tuple[Path, int | None]:
-    """Writes the quantized graph of `variant` into `folder`; gives its path and the INT4 block size."""
+) -> None:
+    """Writes the quantized graph of `variant` into `folder`, which exists: model.onnx and its data."""
     model = _graph(variant, recipe, checkpoint)
-    report = quantize(model, recipe, variant.targets[0], ranges)
-    folder.mkdir(parents=True)
-    save_model(model, folder / MODEL, lambda _, done, total: tell(f"{done} of {total} tensors"))
-    return folder / MODEL, report.block_size
+    quantize(model, recipe, variant.targets[0], ranges)
+    save_model(model, folder / MODEL, lambda _, done, total: tell(done, total, "tensors"))
 
 
 def _graph(variant: Variant, recipe: Recipe, checkpoint: Checkpoint) -> ir.Model:

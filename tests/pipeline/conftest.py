@@ -20,6 +20,14 @@ def with_gate(name: str, changes: dict[str, float]) -> Recipe:
     return override(recipe, {"small_model_gate": {**recipe.thresholds(0).model_dump(), **changes}})
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stage cache of the test's own."""
+    folder = tmp_path_factory.mktemp("stages") / "cache"
+    monkeypatch.setenv("HERMES_DEPLOY_STAGES", str(folder))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # TensorRT has no INT4 kernels for matrices much smaller than these

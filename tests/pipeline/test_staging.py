@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from hermes_deploy.errors import BuildError, UsageError
-from hermes_deploy.pipeline.staging import check_output, remove_abandoned, staged
+from hermes_deploy.pipeline.locked_folders import remove_abandoned
+from hermes_deploy.pipeline.staging import check_output, staged
 
 
 def siblings(folder: Path) -> list[str]:
@@ -86,7 +87,7 @@ def test_what_a_killed_build_left_is_removed_by_the_next_and_a_living_one_is_not
     child = subprocess.Popen([sys.executable, "-c", script, str(output)], stdout=subprocess.PIPE)
     assert child.stdout is not None
     child.stdout.readline()
-    assert remove_abandoned(output) == []
+    assert remove_abandoned(tmp_path, f".{name}.building-") == []
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
     assert len(siblings(tmp_path)) == 1
