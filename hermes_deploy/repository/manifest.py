@@ -218,6 +218,8 @@ def verify_files(folder: Path, manifest: Manifest) -> list[str]:
         return [f"{os.path.relpath(error.filename, folder)}: cannot be read: {error.strerror}"]
     named = set(manifest.files)
     problems = [f"{name}: missing" for name in sorted(named - found)]
+    if (folder / SIGNATURE).is_symlink() or ((folder / SIGNATURE).exists() and not (folder / SIGNATURE).is_file()):
+        problems.append(f"{SIGNATURE}: is not a regular file")
     problems += [f"{name}: not named in the manifest" for name in sorted(found - named)]
     for name in sorted(found & named):
         problem = _difference(folder / name, manifest.files[name])
