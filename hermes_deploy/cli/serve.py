@@ -28,6 +28,10 @@ def serve(
         int | None,
         typer.Option(help="Lower the number of chats at once. Never above what was built."),
     ] = None,
+    require_signature: Annotated[
+        Path | None,
+        typer.Option(metavar="KEY", help="Serve only what the owner of this public key (PEM) has signed."),
+    ] = None,
     log: Annotated[
         Path | None,
         typer.Option(help="File for the server's own log. Default: shown only when the server fails."),
@@ -56,7 +60,8 @@ def serve(
             flush=True,
         )
 
-    print(f"verifying {artifact} and starting Triton ...", file=sys.stderr)
+    signed = f" and that {require_signature} signed it," if require_signature is not None else ""
+    print(f"verifying {artifact}{signed} and starting Triton ...", file=sys.stderr)
     server = serving.Server(
         artifact,
         grpc_port=grpc_port,
@@ -65,6 +70,7 @@ def serve(
         host=host,
         max_context=max_context,
         max_slots=max_slots,
+        require_signature=require_signature,
         log=log,
     )
     serving.serve(server, ready)

@@ -11,18 +11,28 @@ import typer
 
 def validate(
     artifact: Annotated[Path, typer.Argument(help="Folder that build wrote.")],
+    require_signature: Annotated[
+        Path | None,
+        typer.Option(metavar="KEY", help="The public key (PEM) that must have signed it. Default: not checked."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """Checks every file against the manifest, and whether this machine can serve the artifact.
 
-    Exit code 0: all as built, and it would run here. 6: a file differs (each is named), or nothing
-    in the artifact runs on this machine.
+    Exit code 0: all as built, and it would run here. 6: a file differs (each is named), the required
+    signature is not there or another's, or nothing in the artifact runs on this machine.
     """
     from hermes_deploy.errors import ArtifactError
     from hermes_deploy.machine import serveable
     from hermes_deploy.repository.manifest import read_manifest, verify_files
+    from hermes_deploy.repository.signature import is_signed, verify_signature
 
     manifest = read_manifest(artifact)
+    if require_signature is not None:
+        verify_signature(artifact, require_signature)
+        signature = f"made by the owner of {require_signature}"
+    else:
+        signature = "there, not checked (--require-signature KEY checks it)" if is_signed(artifact) else "none"
     problems = verify_files(artifact, manifest)
     verdicts = {entry.name: serveable(entry.name) for entry in manifest.targets}
     runs_here = [name for name, reason in verdicts.items() if not reason]
@@ -32,6 +42,8 @@ def validate(
                 {
                     "artifact": str(artifact),
                     "files": len(manifest.files),
+                    "signature": signature,
+                    "degraded": manifest.degraded,
                     "problems": problems,
                     "targets": {name: reason or "runs here" for name, reason in verdicts.items()},
                     "valid": not problems and bool(runs_here),
@@ -48,7 +60,9 @@ def validate(
             + "\n  ".join(problems)
             + "\nCopy it again from where it was built, or build it again."
         )
-    print(f"{len(manifest.files)} files are as the manifest says")
+    print(f"{len(manifest.files)} files are as the manifest says\n  signature: {signature}")
+    if manifest.degraded is not None:
+        print(f"  DEGRADED: its gate failed and it was shipped all the same: {manifest.degraded}")
     for name, reason in verdicts.items():
         print(f"  {name}: {reason or 'runs here'}")
     if not runs_here:

@@ -2,31 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from hermes_deploy.errors import ArtifactError, ServeError, UsageError
 from hermes_deploy.machine import serveable
-from hermes_deploy.repository.manifest import Manifest, read_manifest, verify_files
+from hermes_deploy.repository.manifest import SIGNATURE, Manifest, read_manifest, verify_files
+from hermes_deploy.repository.signature import is_signed, verify_signature
 
 _SHOWN = 5
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be served: which engine, and within which limits (tokens, chats)."""
+    """What will be served: which engine, and within which limits (tokens, chats).
+
+    `warnings`: what whoever starts it has to know of this artifact, at every start.
+    """
 
     artifact: Path
     model: str
     target: str
     max_context: int
     max_slots: int
+    warnings: tuple[str, ...] = ()
 
 
-def check(artifact: Path, *, max_context: int | None = None, max_slots: int | None = None) -> Plan:
-    """Raises ArtifactError for bytes that are not as built, UsageError for limits, ServeError for this machine."""
+def check(
+    artifact: Path,
+    *,
+    max_context: int | None = None,
+    max_slots: int | None = None,
+    require_signature: Path | None = None,
+) -> Plan:
+    """Raises ArtifactError for bytes that are not as built or signed, UsageError for limits or a key that is none,
+    ServeError for this machine. `require_signature`: the public key that must have signed it."""
     artifact = artifact.resolve()
     manifest = read_manifest(artifact)
+    if require_signature is not None:
+        verify_signature(artifact, require_signature)
     problems = verify_files(artifact, manifest)
     if problems:
         shown = "".join(f"\n  {problem}" for problem in problems[:_SHOWN])
@@ -38,7 +53,18 @@ def check(artifact: Path, *, max_context: int | None = None, max_slots: int | No
         target=_choose_target(manifest),
         max_context=_lowered("max-context", max_context, manifest.max_context, least=16),
         max_slots=_lowered("max-slots", max_slots, manifest.max_slots, least=1),
+        warnings=tuple(_warnings(artifact, manifest, signature_checked=require_signature is not None)),
     )
+
+
+def _warnings(artifact: Path, manifest: Manifest, *, signature_checked: bool) -> Iterator[str]:
+    if manifest.degraded is not None:
+        yield f"DEGRADED: {manifest.model.name} failed its gate and was shipped all the same: {manifest.degraded}"
+        for target in manifest.targets:
+            for problem in target.gate.problems:
+                yield f"DEGRADED: {target.name}: {problem}"
+    if is_signed(artifact) and not signature_checked:
+        yield f"{artifact / SIGNATURE} is there and was not checked; --require-signature KEY checks it"
 
 
 def _lowered(flag: str, asked: int | None, built: int, *, least: int) -> int:

@@ -51,6 +51,7 @@ class Server:
     """One tritonserver with the four models. Ports: 0 = a free one; read them back after `start`.
 
     `max_context` tokens and `max_slots` chats may lower what the artifact was built for.
+    `require_signature`: the public key that must have signed the artifact.
     `log`: file that gets all output of the server; None = it is only kept for error messages.
     `ready_timeout`: seconds until a token must have been generated.
     """
@@ -65,6 +66,7 @@ class Server:
         host: str = "127.0.0.1",
         max_context: int | None = None,
         max_slots: int | None = None,
+        require_signature: Path | None = None,
         log: Path | None = None,
         ready_timeout: float = 300.0,
     ) -> None:
@@ -72,6 +74,7 @@ class Server:
         self._ports = {"grpc": grpc_port, "http": http_port, "metrics": metrics_port}
         self._host = host
         self._limits = (max_context, max_slots)
+        self._require_signature = require_signature
         self._log = log
         self._ready_timeout = ready_timeout
         self._guard: subprocess.Popen[bytes] | None = None
@@ -106,7 +109,14 @@ class Server:
 
         Raises ArtifactError, UsageError or ServeError; then nothing is left running.
         """
-        plan = preflight.check(self._artifact, max_context=self._limits[0], max_slots=self._limits[1])
+        plan = preflight.check(
+            self._artifact,
+            max_context=self._limits[0],
+            max_slots=self._limits[1],
+            require_signature=self._require_signature,
+        )
+        for warning in plan.warnings:
+            _LOG.warning("%s", warning)
         self._host = resolve_host(self._host)
         self._ports = claim_ports(self._host, self._ports)
         try:

@@ -7,7 +7,6 @@ and every candidate of the build is compared with those. Knows no graph.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import numpy.typing as npt
 
 from hermes_deploy.checkpoints.checkpoint import Checkpoint, DecoderConfig, LazyTensor
 from hermes_deploy.errors import GateError
-from hermes_deploy.quantization import EncodesChats, encode_chats, head_weight, hidden_states
+from hermes_deploy.quantization import Chat, EncodesChats, encode_chats, head_weight, hidden_states, parse_chats
 
 POSITIONS = 1400
 """About how many positions are compared."""
@@ -45,10 +44,9 @@ class Reference:
         return head_weight(self.config, self.tensors).float32()
 
 
-def heldout_chats() -> list[list[dict[str, str]]]:
+def heldout_chats() -> list[Chat]:
     """Chats (lists of messages) that no calibration has seen."""
-    text = (resources.files(__package__) / "heldout.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
+    return parse_chats((resources.files(__package__) / "heldout.jsonl").read_bytes(), "heldout.jsonl")
 
 
 def heldout_sequences(tokenizer: EncodesChats, positions: int = POSITIONS) -> list[list[int]]:
