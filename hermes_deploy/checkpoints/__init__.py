@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from hermes_deploy.checkpoints.checkpoint import Checkpoint
 
-__all__ = ["open_checkpoint"]
+__all__ = ["apply_adapter", "open_checkpoint"]
 
 
 def open_checkpoint(model: str, *, revision: str | None = None, cache_dir: Path | None = None) -> Checkpoint:
@@ -25,3 +25,15 @@ def open_checkpoint(model: str, *, revision: str | None = None, cache_dir: Path 
     from hermes_deploy.checkpoints.source import open_source
 
     return open_source(model, revision=revision, cache_dir=cache_dir)
+
+
+def apply_adapter(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
+    """Merges the PEFT LoRA in `folder` (adapter_config.json, adapter_model.safetensors) into `checkpoint`.
+
+    Tensor by tensor and only when a tensor is loaded: changed ones then give float32, W + scaling * (B @ A).
+    `sha256` of the result covers the adapter, `adapter` says what was merged. LoRA, rsLoRA and DoRA of linears
+    and the embedding, and whole modules that training saved; all else is refused by name. Raises CheckpointError.
+    """
+    from hermes_deploy.checkpoints.adapter import merge_adapter
+
+    return merge_adapter(checkpoint, folder)

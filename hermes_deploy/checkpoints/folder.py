@@ -65,7 +65,7 @@ def open_folder(
     license_id, license_text, citation = _notices(folder, model_card)
     return Checkpoint(
         name=name or folder.resolve().name,
-        source=source or str(folder),
+        source=source or f"folder {folder.resolve().name}",
         revision=revision,
         sha256=sha256_files((file, folder / file) for file in used if (folder / file).is_file()),
         family=family,

@@ -66,7 +66,7 @@ def open_gguf(
     sampling = {ours: metadata[theirs] for theirs, ours in _SAMPLING.items() if theirs in metadata}
     return Checkpoint(
         name=name or str(metadata.get("general.name") or path.stem),
-        source=source or str(path),
+        source=source or f"file {path.resolve().name}",
         revision=None,
         sha256=sha256 or sha256_file(path),
         family=family,
