@@ -223,4 +223,4 @@ class TestDamage:
 
 def test_a_gguf_beside_other_files_is_opened_by_its_name(gguf_file: Path) -> None:
     (gguf_file.parent / "config.json").write_text(json.dumps({}))
-    assert open_checkpoint(str(gguf_file)).source == str(gguf_file)
+    assert open_checkpoint(str(gguf_file)).source == f"file {gguf_file.name}"

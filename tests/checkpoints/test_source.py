@@ -17,7 +17,7 @@ def test_a_local_folder_wins_over_a_hub_id_of_the_same_spelling(
     (tmp_path / "org").mkdir()
     tiny.rename(tmp_path / "org" / "name")
     monkeypatch.chdir(tmp_path)
-    assert open_checkpoint("org/name").source == "org/name"
+    assert open_checkpoint("org/name").source == "folder name"
 
 
 @pytest.mark.parametrize(
