@@ -7,6 +7,7 @@ import typer
 from hermes_deploy import __version__
 from hermes_deploy.cli.ask import ask
 from hermes_deploy.cli.build import build
+from hermes_deploy.cli.cache import cache
 from hermes_deploy.cli.doctor import doctor
 from hermes_deploy.cli.inspect import inspect
 from hermes_deploy.cli.serve import serve
@@ -41,3 +42,4 @@ def _top(
 
 for verb in (build, serve, ask, inspect, validate, doctor):
     app.command()(verb)
+app.add_typer(cache)

@@ -35,6 +35,9 @@ def build(
         str | None,
         typer.Option(help="Branch, tag or commit of a hub id."),
     ] = None,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Use no stage of an earlier build, and keep none of this one.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON document.")] = False,
     quiet: Annotated[bool, typer.Option(help="No progress lines.")] = False,
 ) -> None:
@@ -56,6 +59,7 @@ def build(
         max_context=max_context,
         max_slots=max_slots,
         revision=revision,
+        cache=not no_cache,
     )
     with Progress(quiet=quiet) as progress:
         report = build_artifact(request, progress.show)

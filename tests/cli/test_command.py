@@ -14,7 +14,7 @@ from hermes_deploy.repository.demo import demo_config
 from hermes_deploy.targets import TARGETS
 from tests.serving.artifact import seal
 
-VERBS = ("build", "serve", "ask", "inspect", "validate", "doctor")
+VERBS = ("build", "serve", "ask", "inspect", "validate", "doctor", "cache")
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -28,6 +28,7 @@ def test_help_names_every_verb_and_each_verb_has_help() -> None:
     for verb in VERBS:
         assert verb in top.stdout
     helps = {verb: run(verb, "--help") for verb in VERBS}
+    helps["cache"] = run("cache", "list", "--help")
     assert all(h.returncode == 0 and "--json" in h.stdout for h in helps.values())
     # the help lists what is really there
     for name in (*recipe_names(), *TARGETS):
