@@ -1,16 +1,18 @@
-"""The unquantized decoder in float32 numpy, one matrix in memory at a time.
+"""The decoder in float32 numpy, the weights of half a layer in memory at a time.
 
-Takes a checkpoint's config and lazy tensors and some token sequences; gives the last hidden states,
-and shows every linear's input to who asks. It shares no code with `graphs/`, so it is a second
-opinion on the graph as well as on the rounding; each weight is read once, so a 7B needs about one
-matrix of memory. Slow beside an engine and meant to be: calibration and the gate run it once.
+Takes a config, weights and some token sequences; gives the last hidden states, the residual stream
+after every layer to who steps along, and every linear's input to who asks. It shares no code with
+`graphs/`, so it is a second opinion on the graph as well as on the rounding. Whatever the number of
+positions, each weight is read once and only the residual stream is kept of all positions. Slow
+beside an engine and meant to be: calibration and the gate run it once.
 Mistral 7B (arXiv:2310.06825): RMSNorm, rotary embedding in halves, grouped-query attention with an
 optional sliding window, SwiGLU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +22,67 @@ from hermes_deploy.checkpoints.layout import EMBEDDING, HEAD
 from hermes_deploy.errors import QuantizationError
 
 Float = npt.NDArray[np.float32]
+Apply = Callable[[Float], Float]
 Observe = Callable[[str, Float], None]
 """Called with a linear's name ("layers.0.qkv") and its input [positions, K]; must not keep it."""
+Progress = Callable[[int, int], None]
+"""(layers done, layers in all)."""
+
+_ROWS = 1024
+"""About how many positions go through a layer at once."""
+
+
+class Weights(Protocol):
+    """Where the decoder gets its numbers: a checkpoint's, or those that a graph was saved with."""
+
+    def embed(self, ids: npt.NDArray[np.int64]) -> Float:
+        """[positions] -> [positions, hidden_size]."""
+
+    def norm(self, name: str) -> Float:
+        """[hidden_size] of "layers.0.input_norm", "layers.0.mlp_norm" or "norm"."""
+
+    def linear(self, name: str) -> Apply:
+        """What "layers.0.qkv", ".o", ".gate_up" or ".down" does to [n, K]; it holds the weight."""
+
+
+class CheckpointWeights:
+    """The weights as they came."""
+
+    def __init__(self, tensors: Mapping[str, LazyTensor]) -> None:
+        self._tensors = tensors
+
+    def embed(self, ids: npt.NDArray[np.int64]) -> Float:
+        rows: Float = self._tensors[EMBEDDING].load()[ids].astype(np.float32)
+        return rows
+
+    def norm(self, name: str) -> Float:
+        if name == "norm":
+            return self._tensors["model.norm.weight"].float32()
+        _, layer, part = name.split(".")
+        kind = {"input_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}[part]
+        return self._tensors[f"model.layers.{layer}.{kind}.weight"].float32()
+
+    def linear(self, name: str) -> Apply:
+        _, layer, part = name.split(".")
+        sources = [self._tensors[f"model.layers.{layer}.{each}.weight"].float32() for each in LINEAR_SOURCES[part]]
+        ends = np.cumsum([len(source) for source in sources])
+
+        def apply(inputs: Float) -> Float:
+            out = np.empty((len(inputs), ends[-1]), dtype=np.float32)
+            for source, end in zip(sources, ends, strict=True):
+                np.matmul(inputs, source.T, out=out[:, end - len(source) : end])
+            return out
+
+        return apply
+
+
+LINEAR_SOURCES = {
+    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "o": ("self_attn.o_proj",),
+    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+    "down": ("mlp.down_proj",),
+}
+"""The checkpoint's matrices that each linear of a layer joins, in order of its outputs."""
 
 
 def hidden_states(
@@ -29,55 +90,107 @@ def hidden_states(
     tensors: Mapping[str, LazyTensor],
     sequences: Sequence[Sequence[int]],
     observe: Observe | None = None,
+    progress: Progress | None = None,
 ) -> Float:
     """Final hidden states, after the last norm, of all positions: [sum of lengths, hidden_size].
 
-    The sequences are independent and stand one after another; each starts at position 0.
+    The sequences are independent and stand one after another; each starts at position 0. `observe`
+    sees all positions of a linear at once, which takes their memory.
     Raises QuantizationError for an empty sequence or an id outside the vocabulary.
+    """
+    states = enumerate(layer_states(config, CheckpointWeights(tensors), sequences, observe))
+    last = next(states)
+    for last in states:
+        if progress is not None:
+            progress(min(last[0], config.layers), config.layers)
+    return last[1]
+
+
+def layer_states(
+    config: DecoderConfig, weights: Weights, sequences: Sequence[Sequence[int]], observe: Observe | None = None
+) -> Iterator[Float]:
+    """[positions, hidden_size], one by one: the embedding, the residual stream after each layer, and
+    at last the normed state that the head reads. Each is overwritten by the next step.
+
+    Two of these side by side compare two sets of weights layer by layer. Raises as `hidden_states`.
     """
     ids = _checked_ids(config, sequences)
     lengths = [len(sequence) for sequence in sequences]
-
-    def watch(name: str, inputs: Float) -> Float:
-        if observe is not None:
-            observe(name, inputs)
-        return inputs
-
-    # what is not finite is the caller's to report; numpy's warnings would come before its message
-    with np.errstate(over="ignore", invalid="ignore"):
-        return _run(config, tensors, ids, lengths, watch)
-
-
-def _run(
-    config: DecoderConfig,
-    tensors: Mapping[str, LazyTensor],
-    ids: npt.NDArray[np.int64],
-    lengths: Sequence[int],
-    watch: Callable[[str, Float], Float],
-) -> Float:
+    watch = observe or _ignore
+    groups = _groups(lengths, sum(lengths) if observe is not None else _ROWS)
     cosine, sine = _rotary_table(config, max(lengths))
-    x = _rows(tensors, EMBEDDING, ids)
+    x = weights.embed(ids)
+    yield x
     for layer in range(config.layers):
-        prefix = f"model.layers.{layer}"
-        normed = _norm(x, tensors[f"{prefix}.input_layernorm.weight"].float32(), config.rms_norm_eps)
-        watch(f"layers.{layer}.qkv", normed)
-        q, k, v = (_apply(tensors, f"{prefix}.self_attn.{part}_proj.weight", normed) for part in "qkv")
-        mixed = np.empty((len(ids), config.heads * config.head_dim), dtype=np.float32)
-        start = 0
-        for length in lengths:
-            rows = slice(start, start + length)
-            mixed[rows] = _attention(config, q[rows], k[rows], v[rows], cosine[:length], sine[:length])
-            start += length
-        watch(f"layers.{layer}.o", mixed)
-        x += _apply(tensors, f"{prefix}.self_attn.o_proj.weight", mixed)
-        normed = _norm(x, tensors[f"{prefix}.post_attention_layernorm.weight"].float32(), config.rms_norm_eps)
-        watch(f"layers.{layer}.gate_up", normed)
-        gate = _apply(tensors, f"{prefix}.mlp.gate_proj.weight", normed)
-        gate *= _sigmoid(gate)
-        gate *= _apply(tensors, f"{prefix}.mlp.up_proj.weight", normed)
-        watch(f"layers.{layer}.down", gate)
-        x += _apply(tensors, f"{prefix}.mlp.down_proj.weight", gate)
-    return watch("head", _norm(x, tensors["model.norm.weight"].float32(), config.rms_norm_eps))
+        # what is not finite is the caller's to report; numpy's warnings would come before its message
+        with np.errstate(over="ignore", invalid="ignore"):
+            _attention_block(config, weights, f"layers.{layer}", x, groups, cosine, sine, watch)
+            _mlp_block(config, weights, f"layers.{layer}", x, groups, watch)
+        yield x
+    with np.errstate(over="ignore", invalid="ignore"):
+        normed = _norm(x, weights.norm("norm"), config.rms_norm_eps)
+    watch("head", normed)
+    yield normed
+
+
+def _ignore(name: str, inputs: Float) -> None:
+    """Nobody asked."""
+
+
+def _groups(lengths: Sequence[int], rows: int) -> list[list[slice]]:
+    """Neighbouring sequences, as slices of positions, in groups of about `rows` positions."""
+    groups: list[list[slice]] = []
+    start = size = 0
+    for length in lengths:
+        if not groups or size + length > rows:
+            groups.append([])
+            size = 0
+        groups[-1].append(slice(start, start + length))
+        start, size = start + length, size + length
+    return groups
+
+
+def _attention_block(
+    config: DecoderConfig,
+    weights: Weights,
+    name: str,
+    x: Float,
+    groups: list[list[slice]],
+    cosine: Float,
+    sine: Float,
+    watch: Observe,
+) -> None:
+    vector, qkv, o = weights.norm(f"{name}.input_norm"), weights.linear(f"{name}.qkv"), weights.linear(f"{name}.o")
+    query, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    for group in groups:
+        rows = slice(group[0].start, group[-1].stop)
+        normed = _norm(x[rows], vector, config.rms_norm_eps)
+        watch(f"{name}.qkv", normed)
+        joined = qkv(normed)
+        mixed = np.empty((len(normed), query), dtype=np.float32)
+        for each in group:
+            own = slice(each.start - rows.start, each.stop - rows.start)
+            q, k, v = np.split(joined[own], (query, query + kv), axis=1)
+            mixed[own] = _attention(config, q, k, v, cosine[: len(q)], sine[: len(q)])
+        watch(f"{name}.o", mixed)
+        x[rows] += o(mixed)
+
+
+def _mlp_block(
+    config: DecoderConfig, weights: Weights, name: str, x: Float, groups: list[list[slice]], watch: Observe
+) -> None:
+    vector = weights.norm(f"{name}.mlp_norm")
+    gate_up, down = weights.linear(f"{name}.gate_up"), weights.linear(f"{name}.down")
+    for group in groups:
+        rows = slice(group[0].start, group[-1].stop)
+        normed = _norm(x[rows], vector, config.rms_norm_eps)
+        watch(f"{name}.gate_up", normed)
+        gate, up = np.split(gate_up(normed), 2, axis=1)
+        product = _sigmoid(gate)
+        product *= gate
+        product *= up
+        watch(f"{name}.down", product)
+        x[rows] += down(product)
 
 
 def head_weight(config: DecoderConfig, tensors: Mapping[str, LazyTensor]) -> LazyTensor:
@@ -95,16 +208,6 @@ def _checked_ids(config: DecoderConfig, sequences: Sequence[Sequence[int]]) -> n
             f"(0..{config.vocab_size - 1}): tokenizer and weights do not belong together"
         )
     return ids
-
-
-def _rows(tensors: Mapping[str, LazyTensor], name: str, ids: npt.NDArray[np.int64]) -> Float:
-    rows: Float = tensors[name].load()[ids].astype(np.float32)
-    return rows
-
-
-def _apply(tensors: Mapping[str, LazyTensor], name: str, inputs: Float) -> Float:
-    product: Float = inputs @ tensors[name].float32().T
-    return product
 
 
 def _norm(x: Float, weight: Float, epsilon: float) -> Float:

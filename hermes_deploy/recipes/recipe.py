@@ -25,6 +25,8 @@ class GateThresholds(_Frozen):
 
     `max_kl`: mean KL(reference || candidate) over held-out positions, nats.
     `min_top1`: share of positions where both pick the same token, 0..1.
+    `min_top1_confident`: the same among positions where the reference's best logit is more than 0.5
+    above its second; None = not asked.
     `max_perplexity_ratio`: candidate perplexity / reference perplexity on the same text.
     `max_tensor_error`: worst relative error ||dequantized - source|| / ||source|| of any
     head-sized group of any linear; catches damage too local to move an average.
@@ -32,6 +34,7 @@ class GateThresholds(_Frozen):
 
     max_kl: float = Field(gt=0)
     min_top1: float = Field(gt=0, le=1)
+    min_top1_confident: float | None = Field(default=None, gt=0, le=1)
     max_perplexity_ratio: float = Field(gt=0)
     max_tensor_error: float = Field(gt=0)
 

@@ -7,6 +7,8 @@ and every candidate of the build is compared with those. Knows no graph.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,22 +19,30 @@ import numpy.typing as npt
 
 from hermes_deploy.checkpoints.checkpoint import Checkpoint, DecoderConfig, LazyTensor
 from hermes_deploy.errors import GateError
-from hermes_deploy.quantization import Chat, EncodesChats, encode_chats, head_weight, hidden_states, parse_chats
+from hermes_deploy.quantization import Chat, EncodesChats, encode_chats, head_weight, parse_chats
+from hermes_deploy.quantization.reference import Progress, hidden_states
 
-POSITIONS = 1400
+POSITIONS = 8192
 """About how many positions are compared."""
+
+PROMPTS = 8
+"""Questions that a candidate answers by itself."""
+
+_FORM = 2
+"""Goes up when the same inputs give another reference."""
 
 
 @dataclass(frozen=True)
 class Reference:
     """`text` says what it was, for people. `hidden` [positions, hidden_size] stands for `sequences`,
-    one after another."""
+    one after another. `prompts` are token ids that await an answer, each of another chat."""
 
     config: DecoderConfig
     tensors: Mapping[str, LazyTensor]
     sequences: tuple[tuple[int, ...], ...]
     hidden: npt.NDArray[np.float32]
     text: str
+    prompts: tuple[tuple[int, ...], ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -44,35 +54,116 @@ class Reference:
         return head_weight(self.config, self.tensors).float32()
 
 
+@dataclass(frozen=True)
+class Texts:
+    """What a reference is made of: `sequences` to read and `prompts` to answer, as token ids."""
+
+    sequences: tuple[tuple[int, ...], ...]
+    prompts: tuple[tuple[int, ...], ...]
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(json.dumps([self.sequences, self.prompts]).encode()).hexdigest()
+
+
 def heldout_chats() -> list[Chat]:
     """Chats (lists of messages) that no calibration has seen."""
     return parse_chats((resources.files(__package__) / "heldout.jsonl").read_bytes(), "heldout.jsonl")
 
 
-def heldout_sequences(tokenizer: EncodesChats, positions: int = POSITIONS) -> list[list[int]]:
-    """The held-out chats through the model's own template, cut so that each has an equal share of
-    `positions`. Raises CheckpointError when the template cannot render one."""
-    chats = heldout_chats()
-    share = -(-positions // len(chats))
-    return [ids[:share] for ids in encode_chats(tokenizer, chats)]
+def heldout_texts(tokenizer: EncodesChats, positions: int = POSITIONS) -> Texts:
+    """The held-out chats through the model's own template: as sequences, cut so that they have about
+    `positions` tokens together, and some first questions as prompts.
 
-
-def prepare_reference(checkpoint: Checkpoint, tokenizer: EncodesChats, *, positions: int = POSITIONS) -> Reference:
-    """Runs the held-out chats through the unquantized checkpoint. Takes seconds for the demo, about
-    two minutes for a 7B on a few cores; memory is about one matrix.
+    Cut is what is longest: every chat keeps its first tokens up to one common length. Raises
+    CheckpointError when the template cannot render one.
     """
-    sequences = heldout_sequences(tokenizer, positions)
+    chats = heldout_chats()
+    whole = encode_chats(tokenizer, chats)
+    length = _common_length(list(map(len, whole)), positions)
+    return Texts(tuple(tuple(ids[:length]) for ids in whole), _prompts(tokenizer, chats))
+
+
+def _common_length(lengths: list[int], positions: int) -> int:
+    """The least length L for which min(length, L) over all lengths add up to `positions`; else the longest."""
+    left = positions
+    ordered = sorted(lengths)
+    for index, length in enumerate(ordered):
+        share = -(-left // (len(ordered) - index))
+        if length >= share:
+            return max(1, share)
+        left -= length
+    return ordered[-1]
+
+
+def _prompts(tokenizer: EncodesChats, chats: Sequence[Chat]) -> tuple[tuple[int, ...], ...]:
+    """First questions of chats spread over the whole list, of the shorter half: an answer of a few
+    tokens costs as much as reading its question."""
+    openings = [chat[: 1 + [message["role"] for message in chat].index("user")] for chat in chats]
+    asked = encode_chats(tokenizer, openings)
+    short = sorted(sorted(range(len(asked)), key=lambda i: len(asked[i]))[: max(PROMPTS, len(asked) // 2)])
+    count = min(PROMPTS, len(short))
+    return tuple(tuple(asked[short[i * len(short) // count]]) for i in range(count))
+
+
+def heldout_sequences(tokenizer: EncodesChats, positions: int = POSITIONS) -> list[list[int]]:
+    """The sequences of `heldout_texts`."""
+    return [list(ids) for ids in heldout_texts(tokenizer, positions).sequences]
+
+
+def reference_key(checkpoint: Checkpoint, texts: Texts) -> dict[str, str]:
+    """Everything that a reference depends on, for a cache by content. Runs no model."""
+    return {"form": str(_FORM), "checkpoint": checkpoint.sha256, "texts": texts.sha256}
+
+
+def prepare_reference(
+    checkpoint: Checkpoint,
+    tokenizer: EncodesChats,
+    *,
+    positions: int = POSITIONS,
+    progress: Progress | None = None,
+) -> Reference:
+    """Runs the held-out chats through the unquantized checkpoint. Takes a quarter of a minute for the
+    demo, a quarter of an hour for a 7B on two cores; holds the weights of half a layer at a time.
+    """
+    texts = heldout_texts(tokenizer, positions)
+    return reference_of(
+        checkpoint.config,
+        checkpoint.tensors,
+        texts.sequences,
+        _described(checkpoint, texts),
+        prompts=texts.prompts,
+        progress=progress,
+    )
+
+
+def _described(checkpoint: Checkpoint, texts: Texts) -> str:
     note = f" ({checkpoint.weights_note})" if checkpoint.weights_note else ""
-    total = sum(map(len, sequences))
-    text = f"float32 numpy decoder over {checkpoint.name}{note}; {total} held-out positions of {len(sequences)} chats"
-    return reference_of(checkpoint.config, checkpoint.tensors, sequences, text)
+    total = sum(map(len, texts.sequences))
+    return (
+        f"float32 numpy decoder over {checkpoint.name}{note}; "
+        f"{total} held-out positions of {len(texts.sequences)} chats"
+    )
 
 
 def reference_of(
-    config: DecoderConfig, tensors: Mapping[str, LazyTensor], sequences: Sequence[Sequence[int]], text: str
+    config: DecoderConfig,
+    tensors: Mapping[str, LazyTensor],
+    sequences: Sequence[Sequence[int]],
+    text: str,
+    *,
+    prompts: Sequence[Sequence[int]] = (),
+    progress: Progress | None = None,
 ) -> Reference:
     """The same for sequences of one's own. Raises GateError when the checkpoint's answers are not finite."""
-    hidden = hidden_states(config, tensors, sequences)
+    hidden = hidden_states(config, tensors, sequences, progress=progress)
     if not np.isfinite(hidden).all():
         raise GateError("the unquantized checkpoint itself gives NaN or infinity; its weights are damaged")
-    return Reference(config, tensors, tuple(tuple(ids) for ids in sequences), hidden, text)
+    return Reference(
+        config,
+        tensors,
+        tuple(tuple(ids) for ids in sequences),
+        hidden,
+        text,
+        tuple(tuple(ids) for ids in prompts),
+    )

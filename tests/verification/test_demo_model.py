@@ -16,7 +16,8 @@ from hermes_deploy.graphs import GraphSpec, build_decoder, save_model
 from hermes_deploy.quantization import ActivationRanges, calibrate, calibration_chats, quantize
 from hermes_deploy.recipes import load_recipe
 from hermes_deploy.targets import target
-from hermes_deploy.verification import Reference, TensorError, compare, over_threshold, prepare_reference, run_gate
+from hermes_deploy.verification import Reference, compare, over_threshold, prepare_reference, run_gate
+from hermes_deploy.verification.candidate import Candidate
 from tests.verification.damage import scrambled_head, scrambled_layer
 
 CPU, INT4 = target("cpu"), load_recipe("int4")
@@ -36,7 +37,7 @@ def ranges(demo: Checkpoint) -> ActivationRanges:
 
 @pytest.fixture(scope="module")
 def reference(demo: Checkpoint) -> Reference:
-    return prepare_reference(demo, ChatTokenizer(demo.tokenizer))
+    return prepare_reference(demo, ChatTokenizer(demo.tokenizer), positions=1400)
 
 
 def build(demo: Checkpoint, tensors: Mapping[str, LazyTensor], ranges: ActivationRanges, folder: Path) -> Path:
@@ -51,7 +52,7 @@ def test_the_int4_build_passes_with_its_numbers_and_says_what_the_reference_was(
     demo: Checkpoint, ranges: ActivationRanges, reference: Reference, tmp_path: Path
 ) -> None:
     result = run_gate(reference, build(demo, demo.tensors, ranges, tmp_path), CPU, INT4)
-    assert result.measures.positions >= 1000
+    assert 1300 <= result.measures.positions <= 1500
     assert result.measures.kl < 0.6 * INT4.thresholds(0).max_kl
     assert result.measures.tensor_error < 0.15
     assert "dequantized from GGUF" in result.reference
@@ -62,8 +63,8 @@ def test_one_scrambled_layer_is_refused_by_its_answers_alone(
     demo: Checkpoint, ranges: ActivationRanges, reference: Reference, tmp_path: Path
 ) -> None:
     path = build(demo, scrambled_layer(demo, 12), ranges, tmp_path)
-    found = compare(reference, path, CPU, TensorError(0.0, ""))
-    assert len(over_threshold(found, INT4.thresholds(0))) == 3
+    found = compare(reference, Candidate(path, 256), CPU)
+    assert len(over_threshold(found.measures(0.0), INT4.thresholds(0))) == 3
 
 
 @pytest.mark.slow

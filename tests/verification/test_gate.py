@@ -44,7 +44,7 @@ def test_a_good_build_passes(recipe: str, where: str, build: Build, reference: R
     assert result.precision == recipe
     assert result.tensors_sha256 == tensors_sha256(path)
     assert result.measures.positions == sum(map(len, reference.sequences))
-    assert result.thresholds == load_recipe(recipe).thresholds(0).model_dump()
+    assert result.thresholds == load_recipe(recipe).thresholds(0).model_dump(exclude_none=True)
 
 
 @pytest.mark.parametrize(("recipe", "where"), [("fp32", "cpu"), ("int4", "cpu"), ("fp16", "sm80"), ("int4", "sm80")])
@@ -130,15 +130,27 @@ def test_a_file_that_onnx_runtime_cannot_run_is_refused(tiny: Checkpoint, tmp_pa
 
 
 def test_every_measure_over_its_threshold_is_named_and_nan_never_passes() -> None:
-    allowed = GateThresholds(max_kl=0.1, min_top1=0.9, max_perplexity_ratio=1.1, max_tensor_error=0.1)
-    good = Measures(kl=0.1, top1=0.9, perplexity_ratio=1.1, tensor_error=0.1, positions=1000, reference_perplexity=20.0)
+    allowed = GateThresholds(
+        max_kl=0.1, min_top1=0.9, min_top1_confident=0.95, max_perplexity_ratio=1.1, max_tensor_error=0.1
+    )
+    good = Measures(
+        kl=0.1,
+        top1=0.9,
+        top1_confident=0.95,
+        perplexity_ratio=1.1,
+        tensor_error=0.1,
+        positions=1000,
+        confident_positions=700,
+        reference_perplexity=20.0,
+    )
     assert over_threshold(good, allowed) == []
     for name, word in (
         ("kl", "KL"),
         ("top1", "first choices"),
+        ("top1_confident", "where the reference is sure"),
         ("perplexity_ratio", "perplexity"),
         ("tensor_error", "weights"),
     ):
-        for bad in (0.5 if name == "top1" else 2.0, float("nan")):
+        for bad in (0.5 if name.startswith("top1") else 2.0, float("nan")):
             (problem,) = over_threshold(replace(good, **{name: bad}), allowed)
             assert word in problem and "allowed" in problem

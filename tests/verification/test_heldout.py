@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hermes_deploy.chat import ChatTokenizer
+from hermes_deploy.checkpoints.checkpoint import Checkpoint
 from hermes_deploy.errors import RequestError
 from hermes_deploy.quantization import calibration_chats
-from hermes_deploy.verification import Reference, heldout_chats
-from hermes_deploy.verification.reference import heldout_sequences
+from hermes_deploy.verification import Reference, heldout_chats, heldout_texts
+from hermes_deploy.verification.reference import PROMPTS
 
 
 def test_no_text_is_shared_with_calibration() -> None:
@@ -18,8 +20,28 @@ def test_no_text_is_shared_with_calibration() -> None:
 
 def test_there_are_about_as_many_positions_as_asked_for(reference: Reference) -> None:
     assert 1000 <= sum(map(len, reference.sequences)) <= 1000 + len(reference.sequences)
-    assert len(set(map(len, reference.sequences))) == 1
     assert "held-out positions" in reference.text
+
+
+def test_short_chats_are_read_whole_and_long_ones_are_cut_to_one_length() -> None:
+    lengths = iter([20, 300, 100, 400] * 1000)
+
+    class Tokenizer:
+        def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+            assert messages
+            return list(range(next(lengths)))
+
+    count = len(heldout_chats())
+    found = list(map(len, heldout_texts(Tokenizer(), 150 * count).sequences))
+    assert abs(sum(found) - 150 * count) < 2 * count
+    assert {min(length, max(found)) for length in (20, 300, 100, 400)} >= set(found) >= {20, 100}
+
+
+def test_prompts_are_questions_that_await_an_answer_each_of_another_chat(tiny: Checkpoint) -> None:
+    tokenizer = ChatTokenizer(tiny.tokenizer)
+    prompts = [tokenizer.decode(ids) for ids in heldout_texts(tokenizer, 1000).prompts]
+    assert len(set(prompts)) == PROMPTS
+    assert all(prompt.endswith("assistant\n") and prompt.count("user\n") == 1 for prompt in prompts)
 
 
 class _NoSystem:
@@ -32,6 +54,6 @@ class _NoSystem:
 
 
 def test_a_template_without_system_messages_is_served_too() -> None:
-    sequences = heldout_sequences(_NoSystem(), 900)
+    sequences = heldout_texts(_NoSystem(), 100 * len(heldout_chats())).sequences
     assert len(sequences) == len(heldout_chats())
-    assert sum(map(len, sequences)) == 900
+    assert set(map(len, sequences)) == {100}
