@@ -15,12 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from hermes_deploy.checkpoints import chat_settings
+from hermes_deploy.checkpoints import chat_settings, notices
 from hermes_deploy.checkpoints.adapter_config import LoraConfig, parse_adapter_config
 from hermes_deploy.checkpoints.adapter_targets import EMBEDDING_MODULE, HEAD_MODULE
 from hermes_deploy.checkpoints.adapter_tensors import Changes, read_changes
 from hermes_deploy.checkpoints.checkpoint import AdapterFacts, Checkpoint, LazyTensor, TokenizerFiles
 from hermes_deploy.checkpoints.fingerprint import sha256_files
+from hermes_deploy.checkpoints.folder import read_card
 from hermes_deploy.checkpoints.folder_tokenizer import FILES as TOKENIZER_FILES
 from hermes_deploy.checkpoints.folder_tokenizer import read_folder_tokenizer, read_json
 from hermes_deploy.checkpoints.layout import EMBEDDING, HEAD
@@ -125,6 +126,7 @@ def _facts(folder: Path, config: LoraConfig, changed: Collection[str]) -> Adapte
         alpha=config.lora_alpha,
         modules=tuple(sorted({name.rpartition(".")[2] for name in changed})),
         merged_tensors=len(changed),
+        license_id=notices.license_of_readme(read_card(folder)),
     )
 
 

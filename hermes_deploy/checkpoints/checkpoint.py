@@ -62,9 +62,10 @@ class LazyTensor:
 class AdapterFacts:
     """Where the merged part of a checkpoint came from.
 
-    `sha256`: of the adapter's two files together. `base_model`: what adapter_config.json says it was trained
-    on, "" where it says nothing. `rank` and `alpha`: the defaults of the configuration; patterns may change
-    them for single modules. `modules`: kinds of the changed modules (`q_proj`, `embed_tokens`), sorted.
+    `sha256`: of all its files together. `base_model`: what adapter_config.json says it was trained on, ""
+    where it says nothing. `rank` and `alpha`: the defaults of the configuration; patterns may change them for
+    single modules. `modules`: kinds of the changed modules (`q_proj`, `embed_tokens`), sorted. `license_id`:
+    what its own README.md says.
     """
 
     name: str
@@ -74,6 +75,7 @@ class AdapterFacts:
     alpha: float
     modules: tuple[str, ...]
     merged_tensors: int
+    license_id: str = "unknown"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from hermes_deploy.checkpoints.folder_tokenizer import FILES as TOKENIZER_FILES
 from hermes_deploy.checkpoints.folder_tokenizer import read_folder_tokenizer, read_json, read_text
 from hermes_deploy.checkpoints.hf_config import parse_config
 from hermes_deploy.checkpoints.layout import select_tensors
+from hermes_deploy.checkpoints.quantized_source import refuse_quantized_folder
 from hermes_deploy.checkpoints.safetensors_file import read_safetensors
 from hermes_deploy.errors import CheckpointError
 
@@ -34,6 +35,7 @@ def open_folder(
         raise CheckpointError(f"{folder} has no config.json; expected a folder in Hugging Face layout")
     raw = read_json(config_file)
     config = parse_config(raw, str(config_file))
+    refuse_quantized_folder(folder)
     shards = _shards(folder)
     found: dict[str, LazyTensor] = {}
     for shard, promised in shards.items():
@@ -61,7 +63,7 @@ def open_folder(
         where=str(folder),
     )
     used = [*shards, INDEX, "config.json", "generation_config.json", *TOKENIZER_FILES]
-    model_card = read_text(folder / CARD, most=_MAX_CARD) if (folder / CARD).is_file() else ""
+    model_card = read_card(folder)
     license_id, license_text, citation = _notices(folder, model_card)
     return Checkpoint(
         name=name or folder.resolve().name,
@@ -119,6 +121,11 @@ def _no_weights(folder: Path) -> CheckpointError:
     if ggufs:
         return CheckpointError(f"{folder} has no safetensors; to use its GGUF give the file: {folder / ggufs[0]}")
     return CheckpointError(f"{folder} has no weights; expected {SINGLE}, or {INDEX} and its shards")
+
+
+def read_card(folder: Path) -> str:
+    """Text of README.md, "" where there is none. Raises CheckpointError when it is too long or no text."""
+    return read_text(folder / CARD, most=_MAX_CARD) if (folder / CARD).is_file() else ""
 
 
 def _notices(folder: Path, model_card: str) -> tuple[str, str, str]:

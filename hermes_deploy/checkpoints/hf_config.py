@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hermes_deploy.checkpoints.checkpoint import DecoderConfig
+from hermes_deploy.checkpoints.quantized_source import refuse_quantized_config
 from hermes_deploy.errors import CheckpointError
 from hermes_deploy.families import ARCHITECTURES
 
@@ -44,11 +45,11 @@ class _Config(BaseModel):
     attention_bias: bool = False
     mlp_bias: bool = False
     hidden_act: str = "silu"
-    quantization_config: dict[str, Any] | None = None
 
 
 def parse_config(data: Mapping[str, Any], where: str) -> DecoderConfig:
     """`data` is config.json; `where` names it in messages. Raises CheckpointError."""
+    refuse_quantized_config(data, where)
     architecture = check_architecture(data.get("architectures"), where)
     try:
         config = _Config.model_validate(dict(data))
@@ -165,8 +166,3 @@ def _refuse_what_is_not_built(config: _Config, where: str) -> None:
         raise CheckpointError(f"{where}: mlp_bias is true; projections with a bias are not supported")
     if config.hidden_act != "silu":
         raise CheckpointError(f"{where}: hidden_act is {config.hidden_act!r}; only 'silu' is supported")
-    if config.quantization_config is not None:
-        method = config.quantization_config.get("quant_method", "unknown")
-        raise CheckpointError(
-            f"{where}: the weights are already quantized ({method}); give the original fp16/bf16 checkpoint or a GGUF"
-        )

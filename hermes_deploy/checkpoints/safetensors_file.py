@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hermes_deploy.checkpoints.checkpoint import LazyTensor
+from hermes_deploy.checkpoints.quantized_source import INSTEAD
 from hermes_deploy.errors import CheckpointError
 
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -102,7 +103,9 @@ def _parse_entry(name: str, value: object, path: Path) -> _Entry:
     if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2 or not shape or 0 in shape:
         raise _damaged(path, f"{name} has shape {shape} and data_offsets {offsets}")
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise CheckpointError(f"{path}: {name} is {dtype}; weights may be: {', '.join(DTYPES)}")
+        raise CheckpointError(
+            f"{path}: {name} is {dtype}; weights may be: {', '.join(DTYPES)}. If they are already quantized, {INSTEAD}."
+        )
     begin, end = offsets
     if end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
         raise _damaged(path, f"{name} ({dtype} {shape}) does not fill bytes {begin}..{end}")

@@ -78,7 +78,6 @@ def test_what_transformers_understands_is_understood(changes: dict[str, Any], fi
         ({"attention_bias": True}, "attention_bias is true"),
         ({"mlp_bias": True}, "mlp_bias is true"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; only 'silu'"),
-        ({"quantization_config": {"quant_method": "awq"}}, r"already quantized \(awq\)"),
         ({"vocab_size": ...}, "vocab_size is missing"),
         ({"num_key_value_heads": ...}, "num_key_value_heads is missing"),
         ({"num_key_value_heads": 5}, "32 attention heads cannot share 5"),

@@ -17,6 +17,7 @@ from tests.checkpoints.conftest import edit_json
 from tests.fixtures.tiny import CHATML, make_mistral
 
 INDEX = "model.safetensors.index.json"
+DAMAGED = "model.layers.1.mlp.up_proj.weight"
 
 
 def refused(folder: Path, message: str) -> None:
@@ -115,6 +116,25 @@ def test_a_tensor_of_another_shape_is_named(tiny: Path) -> None:
     weights["model.norm.weight"] = np.ones(63, np.float32)
     save_file(weights, tiny / "model.safetensors")
     refused(tiny, r"model.norm.weight has shape \[63\], the configuration asks for \[64\]")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_weights_that_are_not_numbers_are_named_when_they_are_loaded(tmp_path: Path, dtype: str, value: str) -> None:
+    import torch
+    from safetensors.torch import load_file as load_torch
+    from safetensors.torch import save_file as save_torch
+
+    folder = make_mistral(tmp_path / "m", dtype=dtype)
+    weights = load_torch(folder / "model.safetensors")
+    assert weights[DAMAGED].dtype == getattr(torch, dtype)
+    weights[DAMAGED][3, 5] = float(value)
+    save_torch(weights, folder / "model.safetensors")
+    tensors = open_checkpoint(str(folder)).tensors
+    with pytest.raises(CheckpointError, match=f"model.safetensors: {DAMAGED} holds NaN or infinite weights"):
+        tensors[DAMAGED].load()
+    for name in tensors.keys() - {DAMAGED}:
+        tensors[name].load()
 
 
 def test_a_bias_that_the_config_hides_is_refused(tiny: Path) -> None:
@@ -250,6 +270,13 @@ class TestNotices:
         checkpoint = open_checkpoint(str(tiny))
         assert checkpoint.license_id == "Apache-2.0"
         assert checkpoint.citation == "@misc{tiny,\n  year={2026}\n}"
+
+    def test_the_model_card_is_taken_along_whole_and_bounded(self, tiny: Path) -> None:
+        assert open_checkpoint(str(tiny)).model_card == ""
+        (tiny / "README.md").write_text("---\nlicense: mit\n---\n# Täny\n", encoding="utf-8")
+        assert open_checkpoint(str(tiny)).model_card == "---\nlicense: mit\n---\n# Täny\n"
+        (tiny / "README.md").write_bytes(b"#" * ((4 << 20) + 1))
+        refused(tiny, r"README.md has 4194305 bytes; at most 4194304 are read")
 
     def test_a_licence_of_its_own_keeps_its_name(self, tiny: Path) -> None:
         (tiny / "README.md").write_text("---\nlicense: other\nlicense_name: tiny-community\n---\n")
