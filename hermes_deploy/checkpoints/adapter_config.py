@@ -112,7 +112,7 @@ def parse_adapter_config(data: Mapping[str, Any], where: str) -> LoraConfig:
         config = LoraConfig.model_validate(dict(data))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        found = "" if first["type"] == "missing" else f" (found {str(first['input'])[:60]})"
+        found = "" if first["type"] == "missing" else f" (found {repr(first['input'])[:60]})"
         raise CheckpointError(f"{where}: {first['loc'][0]}: {first['msg']}{found}") from None
     _check_start(config, where)
     _check_layers(config, where)
