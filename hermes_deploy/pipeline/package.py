@@ -23,6 +23,8 @@ from hermes_deploy.repository.assemble import assemble, version_folder
 from hermes_deploy.repository.distributions import Distribution, installed_distributions
 from hermes_deploy.repository.engine_config import EngineConfig, EngineTarget, sampling_defaults
 from hermes_deploy.repository.manifest import (
+    SCHEMA,
+    AdapterEntry,
     CalibrationEntry,
     GateEntry,
     Manifest,
@@ -32,9 +34,11 @@ from hermes_deploy.repository.manifest import (
     list_files,
     write_manifest,
 )
+from hermes_deploy.repository.sbom import SBOM, bill_of_materials
 from hermes_deploy.verification import GateResult
 
 GATE_REPORT = "gate.json"
+"""All that the gate found, by target; the manifest has its numbers and its verdict."""
 
 TOOLS = (
     "pydantic",
@@ -107,24 +111,21 @@ def package(
         {name: engine / name for target in targets for name in target.files},
         license_text=checkpoint.license_text or _no_license(checkpoint),
         citation=checkpoint.citation or f"{checkpoint.name}, from {checkpoint.source}. It carries no citation.\n",
+        model_card=checkpoint.model_card or _no_card(checkpoint),
     )
     entries = [_target_entry(each, name) for each in built for name in each.files]
-    distributions = installed_distributions((*TOOLS, *_engine_builders(engine, built)))
-    gates = {entry.name: entry.gate.model_dump() for entry in entries}
+    tools = (*TOOLS, *_engine_builders(engine, built))
+    distributions = installed_distributions(tools)
+    gates = {name: json.loads(each.gate.to_json()) for each in built for name in each.files}
     (folder / GATE_REPORT).write_text(json.dumps(gates, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    model = _model_entry(checkpoint)
+    bill = bill_of_materials(
+        model, calibration, distributions, tools=tools, builder=__version__, python=platform.python_version()
+    )
+    (folder / SBOM).write_text(json.dumps(bill, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     manifest = Manifest(
-        model=ModelEntry(
-            name=checkpoint.name,
-            source=checkpoint.source,
-            revision=checkpoint.revision,
-            sha256=checkpoint.sha256,
-            family=checkpoint.family,
-            architecture=checkpoint.config.architecture,
-            parameters=sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values()),
-            license_id=checkpoint.license_id,
-            weights_note=checkpoint.weights_note,
-            adapter=None,
-        ),
+        schema_version=SCHEMA,
+        model=model,
         recipe=recipe.model_dump(),
         calibration=calibration,
         max_context=recipe.max_context,
@@ -154,6 +155,28 @@ def _check_gates(built: list[Built], degraded: str | None) -> None:
             )
 
 
+def _model_entry(checkpoint: Checkpoint) -> ModelEntry:
+    return ModelEntry(
+        name=checkpoint.name,
+        source=checkpoint.source,
+        revision=checkpoint.revision,
+        sha256=checkpoint.sha256,
+        family=checkpoint.family,
+        architecture=checkpoint.config.architecture,
+        parameters=sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values()),
+        license_id=checkpoint.license_id,
+        weights_note=checkpoint.weights_note,
+        adapter=AdapterEntry.model_validate(asdict(checkpoint.adapter)) if checkpoint.adapter else None,
+    )
+
+
+def _no_card(checkpoint: Checkpoint) -> str:
+    return (
+        f"# {checkpoint.name}\n\nFrom {checkpoint.source}. The checkpoint carries no model card: what it was trained "
+        "for, and where it fails, has to be asked of whoever published it.\n"
+    )
+
+
 def _no_license(checkpoint: Checkpoint) -> str:
     return (
         f"{checkpoint.name}, from {checkpoint.source}, carries no licence text.\n"
@@ -180,17 +203,32 @@ def _target_entry(each: Built, name: str) -> TargetEntry:
         gate=GateEntry(
             passed=each.gate.passed,
             reference=each.gate.reference,
-            measures=asdict(each.gate.measures),
+            measures=_measures(each.gate),
             thresholds=each.gate.thresholds,
-            problems=list(getattr(each.gate, "problems", ())),
+            problems=list(each.gate.problems),
         ),
     )
 
 
-def _engine_builders(engine: Path, built: list[Built]) -> set[str]:
+def _measures(gate: GateResult) -> dict[str, float]:
+    """Every number of the gate by its name; the ends of an interval as NAME_low and NAME_high."""
+    found: dict[str, float] = asdict(gate.measures)
+    for name, (low, high) in gate.intervals.items():
+        found |= {f"{name}_low": low, f"{name}_high": high}
+    strange = [name for name, value in found.items() if not math.isfinite(value)]
+    if strange:
+        raise GateError(
+            f"the gate measured {', '.join(strange)} that is not a finite number: what gives it is broken, not only "
+            "degraded, and is not published. Try a recipe with more precision."
+        )
+    return found
+
+
+def _engine_builders(engine: Path, built: list[Built]) -> list[str]:
     """The TensorRT packages that made the engines: their sidecars say which."""
     sidecars = {file for each in built for files in each.files.values() for file in files if file.endswith(SIDECAR)}
-    return {read_sidecar((engine / file).parent, verify=False).flavour for file in sidecars}
+    flavours = {read_sidecar((engine / file).parent, verify=False).flavour for file in sidecars}
+    return sorted(flavour.replace("_", "-") for flavour in flavours)
 
 
 def _versions(distributions: tuple[Distribution, ...]) -> dict[str, str]:

@@ -4,7 +4,7 @@
     chatml_preprocess/    config.pbtxt, 1/model.py      and the tokenizer's files
     hermes_engine/        config.pbtxt, 1/model.py      and the tokenizer's files, engine_config.json, engines
     chatml_postprocess/   config.pbtxt, 1/model.py
-    MODEL_LICENSE, MODEL_CITATION                       top-level folders are models to Triton, files are not
+    MODEL_LICENSE, MODEL_CITATION, MODEL_CARD.md        top-level folders are models to Triton, files are not
 
 The build calls this in its staging folder and adds manifest.json last.
 """
@@ -25,6 +25,7 @@ from hermes_deploy.repository.triton_config import CONFIG, config_texts
 
 LICENSE = "MODEL_LICENSE"
 CITATION = "MODEL_CITATION"
+MODEL_CARD = "MODEL_CARD.md"
 
 _ABOUT = "about.txt"
 _ABOUT_TEXT = "An ensemble has no file of its own, but Triton wants its version folder to be there.\n"
@@ -42,6 +43,7 @@ def assemble(
     *,
     license_text: str,
     citation: str,
+    model_card: str,
 ) -> None:
     """Writes the whole repository below `root`, which exists.
 
@@ -64,6 +66,7 @@ def assemble(
         _place(source, engine / name)
     (root / LICENSE).write_text(license_text, encoding="utf-8")
     (root / CITATION).write_text(citation, encoding="utf-8")
+    (root / MODEL_CARD).write_text(model_card, encoding="utf-8")
 
 
 def write_models(root: Path, config: EngineConfig) -> None:

@@ -40,8 +40,8 @@ class FileEntry(_Frozen):
 class AdapterEntry(_Frozen):
     """The LoRA that was merged into the weights before anything else was done with them.
 
-    `base_model`: what the adapter says it was trained on. `modules`: names of the linears that it
-    changes; `merged_tensors`: how many weights were changed.
+    `base_model`: what the adapter says it was trained on, "" where it says nothing. `modules`: kinds of
+    the linears that it changes (`q_proj`); `merged_tensors`: how many weights were changed.
     """
 
     name: str
@@ -51,10 +51,11 @@ class AdapterEntry(_Frozen):
     alpha: FiniteFloat
     modules: list[str]
     merged_tensors: int = Field(ge=1)
+    license_id: str
 
 
 class ModelEntry(_Frozen):
-    """`sha256`: of all files of the checkpoint together, without the adapter's. `source`, `revision`:
+    """`sha256`: of all files of the checkpoint together, and of the adapter. `source`, `revision`:
     where it came from. `weights_note`: what the weights are when they are not the original."""
 
     name: str
@@ -128,7 +129,7 @@ class Manifest(_Frozen):
     `files`: every file but this one and the signature, by its path in the artifact.
     """
 
-    schema_version: Literal[2] = SCHEMA
+    schema_version: Literal[2]
     model: ModelEntry
     recipe: dict[str, Any]
     calibration: CalibrationEntry | None

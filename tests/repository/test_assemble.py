@@ -27,7 +27,9 @@ def engine_files(tmp_path: Path) -> dict[str, Path]:
 
 def build(root: Path, engine_files: dict[str, Path]) -> None:
     root.mkdir(exist_ok=True)
-    assemble(root, demo_config(), TOKENIZER, engine_files, license_text="Apache", citation="@misc{}")
+    assemble(
+        root, demo_config(), TOKENIZER, engine_files, license_text="Apache", citation="@misc{}", model_card="# Card"
+    )
 
 
 def test_the_folders_are_the_four_models_and_papers_are_files(tmp_path: Path, engine_files: dict[str, Path]) -> None:

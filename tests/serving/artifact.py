@@ -9,6 +9,7 @@ from hermes_deploy.graphs import GraphSpec, build_decoder, save_model
 from hermes_deploy.repository.assemble import assemble
 from hermes_deploy.repository.engine_config import EngineConfig, EngineTarget, sampling_defaults
 from hermes_deploy.repository.manifest import (
+    SCHEMA,
     GateEntry,
     Manifest,
     ModelEntry,
@@ -46,7 +47,8 @@ def make_artifact(work: Path, target: str = "cpu") -> Path:
     artifact = work / "artifact"
     artifact.mkdir()
     sources = dict(zip(files, (graph, graph.with_name("model.onnx.data")), strict=True))
-    assemble(artifact, config, checkpoint.tokenizer, sources, license_text="none\n", citation="")
+    papers = {"license_text": "none\n", "citation": "", "model_card": ""}
+    assemble(artifact, config, checkpoint.tokenizer, sources, **papers)
     seal(artifact, config)
     return artifact
 
@@ -82,6 +84,7 @@ def seal(artifact: Path, config: EngineConfig) -> None:
     write_manifest(
         artifact,
         Manifest(
+            schema_version=SCHEMA,
             model=model,
             recipe={"name": "fp32"},
             calibration=None,
