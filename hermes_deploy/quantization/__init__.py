@@ -8,7 +8,7 @@
 cut into 4-bit blocks, both before any work.
 """
 
-from hermes_deploy.quantization.calibration import ActivationRanges, calibrate
+from hermes_deploy.quantization.calibration import ActivationRanges, calibrate, prepare
 from hermes_deploy.quantization.calibration_chats import (
     Chat,
     EncodesChats,
@@ -19,6 +19,7 @@ from hermes_deploy.quantization.calibration_chats import (
     read_calibration_file,
 )
 from hermes_deploy.quantization.linears import Linear, choose_block_size, find_linears
+from hermes_deploy.quantization.preparation import Preparation
 from hermes_deploy.quantization.quantize import QuantizationReport, check_recipe, plan_block_size, quantize
 from hermes_deploy.quantization.reference import head_weight, hidden_states
 
@@ -27,6 +28,7 @@ __all__ = [
     "Chat",
     "EncodesChats",
     "Linear",
+    "Preparation",
     "QuantizationReport",
     "calibrate",
     "calibration_chats",
@@ -39,6 +41,7 @@ __all__ = [
     "hidden_states",
     "parse_chats",
     "plan_block_size",
+    "prepare",
     "quantize",
     "read_calibration_file",
 ]

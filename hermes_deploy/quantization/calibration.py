@@ -14,7 +14,10 @@ import numpy as np
 
 from hermes_deploy.checkpoints.checkpoint import DecoderConfig, LazyTensor
 from hermes_deploy.errors import QuantizationError
-from hermes_deploy.quantization.reference import Float, hidden_states
+from hermes_deploy.quantization.preparation import Preparation
+from hermes_deploy.quantization.reference import Float, Progress, hidden_states
+from hermes_deploy.recipes import Recipe
+from hermes_deploy.targets import Target
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,23 @@ class ActivationRanges:
     power: Mapping[str, Float]
     chats: int
     tokens: int
+
+
+def prepare(
+    config: DecoderConfig,
+    tensors: Mapping[str, LazyTensor],
+    sequences: Sequence[Sequence[int]],
+    recipe: Recipe,
+    target: Target,
+    progress: Progress | None = None,
+) -> Preparation:
+    """What `recipe` needs to quantize this model for `target`, from `sequences` of token ids, one a chat.
+
+    `progress`: (layers done, layers in all).
+    Raises QuantizationError when an activation is not finite: the checkpoint is damaged.
+    """
+    ranges = calibrate(config, tensors, sequences)
+    return Preparation({}, ranges.largest, ranges.power, {}, ranges.chats, ranges.tokens)
 
 
 def calibrate(
