@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
@@ -22,23 +21,13 @@ from hermes_deploy.errors import ArtifactError, UsageError
 from hermes_deploy.repository.demo import demo_config
 from hermes_deploy.repository.manifest import read_manifest, verify_files
 from hermes_deploy.repository.signature import check_key, is_signed, sign_artifact, verify_signature
+from tests.fixtures.keys import write_keys
 from tests.serving.artifact import seal
-
-
-def write_keys(folder: Path, name: str, key: PrivateKeyTypes, password: bytes | None = None) -> tuple[Path, Path]:
-    """A private key as openssl writes it, and the public one beside it."""
-    private, public = folder / name, folder / f"{name}.pub"
-    hidden = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
-    pem = serialization.Encoding.PEM
-    private.write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, hidden))
-    private.chmod(0o600)
-    public.write_bytes(key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo))
-    return private, public
 
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return write_keys(tmp_path_factory.mktemp("keys"), "key", ec.generate_private_key(ec.SECP256R1()))
+    return write_keys(tmp_path_factory.mktemp("keys"), "key")
 
 
 def make(folder: Path, text: str = "one") -> Path:
@@ -154,7 +143,7 @@ def test_the_signature_of_another_artifact_is_refused(signed: Path, tmp_path: Pa
 
 
 def test_a_wrong_key_is_refused(signed: Path, tmp_path: Path) -> None:
-    _, public = write_keys(tmp_path, "other", ec.generate_private_key(ec.SECP256R1()))
+    _, public = write_keys(tmp_path, "other")
     assert f"was made with another key than the private part of {public}" in refused(signed, public)
 
 
@@ -162,7 +151,7 @@ def test_a_signature_that_only_claims_the_right_key_is_refused(
     signed: Path, tmp_path: Path, keys: tuple[Path, Path]
 ) -> None:
     """The name of the key in the file is only a hint; the forger copies it."""
-    private, _ = write_keys(tmp_path, "other", ec.generate_private_key(ec.SECP256R1()))
+    private, _ = write_keys(tmp_path, "other")
     right = json.loads((signed / "model.sig").read_text())
     sign_artifact(signed, private)
     forged = json.loads((signed / "model.sig").read_text())
@@ -276,7 +265,7 @@ def test_a_key_of_another_kind_is_refused_with_the_kinds_that_work(
 
 
 def test_an_encrypted_key_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    private, _ = write_keys(tmp_path, "key", ec.generate_private_key(ec.SECP256R1()), password=b"secret")
+    private, _ = write_keys(tmp_path, "key", password=b"secret")
     with pytest.raises(UsageError, match=r"is encrypted.*openssl pkey"):
         check_key(private)
 

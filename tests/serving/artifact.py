@@ -53,9 +53,15 @@ def make_artifact(work: Path, target: str = "cpu") -> Path:
     return artifact
 
 
-def seal(artifact: Path, config: EngineConfig) -> None:
-    """Writes the manifest over what lies in the folder now."""
-    gate = GateEntry(passed=True, reference="itself", measures={}, thresholds={}, problems=[])
+MEASURES = {"kl": 0.01, "top1": 0.99, "perplexity_ratio": 1.0, "tensor_error": 0.1, "positions": 100}
+
+
+def seal(artifact: Path, config: EngineConfig, *, degraded: str | None = None) -> None:
+    """Writes the manifest over what lies in the folder now. `degraded`: why it ships with a failed gate."""
+    problems = [] if degraded is None else ["mean KL in nats is 0.01, allowed is at most 0.001"]
+    gate = GateEntry(
+        passed=degraded is None, reference="itself", measures=MEASURES, thresholds={"max_kl": 0.001}, problems=problems
+    )
     model = ModelEntry(
         name=config.model,
         source="tests",
@@ -86,12 +92,12 @@ def seal(artifact: Path, config: EngineConfig) -> None:
         Manifest(
             schema_version=SCHEMA,
             model=model,
-            recipe={"name": "fp32"},
+            recipe={"name": "fp32", "description": "for tests"},
             calibration=None,
             max_context=config.max_context,
             max_slots=config.max_slots,
             targets=targets,
-            degraded=None,
+            degraded=degraded,
             versions={},
             machine="x86_64",
             created="2026-01-01T00:00:00Z",

@@ -11,10 +11,17 @@ import pytest
 from hermes_deploy.errors import ArtifactError, ServeError, UsageError
 from hermes_deploy.protocol.tensors import ENGINE
 from hermes_deploy.repository.engine_config import read_engine_config
+from hermes_deploy.repository.signature import sign_artifact
 from hermes_deploy.serving import Server
 from hermes_deploy.serving.launch import command, find_triton, write_models
 from hermes_deploy.serving.preflight import check
+from tests.fixtures.keys import write_keys
 from tests.serving.artifact import MAX_CONTEXT, MAX_SLOTS, seal
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return write_keys(tmp_path_factory.mktemp("keys"), "key")
 
 
 @pytest.fixture
@@ -97,6 +104,45 @@ def test_a_target_without_a_session_here_is_refused_with_the_reason(copy: Path) 
     seal(copy, config.model_copy(update={"targets": (target,)}))
     with pytest.raises(ServeError, match="sm89: built, but this version serves only: cpu"):
         check(copy)
+
+
+def test_a_degraded_artifact_says_so_and_why_at_every_start(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    seal(copy, read_engine_config(copy / ENGINE / "1"), degraded="a demonstration of failure")
+    server = Server(copy, grpc_port=0, http_port=0, metrics_port=0)
+    monkeypatch.setattr(server, "_start_once", lambda _: None)  # Triton itself would add nothing here
+    for _ in range(2):
+        caplog.clear()
+        server.start()
+        assert "DEGRADED" in caplog.text
+        assert "a demonstration of failure" in caplog.text
+        assert "cpu: mean KL in nats is 0.01, allowed is at most 0.001" in caplog.text
+        assert {record.levelname for record in caplog.records} == {"WARNING"}
+
+
+def test_a_signature_is_checked_before_anything_starts_where_it_is_required(
+    copy: Path, keys: tuple[Path, Path]
+) -> None:
+    with pytest.raises(ArtifactError, match="is not signed"):
+        Server(copy, require_signature=keys[1], grpc_port=0, http_port=0, metrics_port=0).start()
+    sign_artifact(copy, keys[0])
+    assert check(copy, require_signature=keys[1]).warnings == ()
+    (copy / "MODEL_LICENSE").write_text("changed")
+    with pytest.raises(ArtifactError, match="MODEL_LICENSE: "):
+        check(copy, require_signature=keys[1])
+    seal(copy, read_engine_config(copy / ENGINE / "1"))
+    with pytest.raises(ArtifactError, match="is not the signature of this artifact"):
+        check(copy, require_signature=keys[1])
+    with pytest.raises(UsageError, match="is a private key"):
+        check(copy, require_signature=keys[0])
+
+
+def test_a_signature_that_nobody_asked_for_is_said_to_be_unchecked(copy: Path, keys: tuple[Path, Path]) -> None:
+    assert check(copy).warnings == ()
+    sign_artifact(copy, keys[0])
+    (warning,) = check(copy).warnings
+    assert "model.sig is there and was not checked; --require-signature KEY checks it" in warning
 
 
 def test_the_containers_own_server_is_preferred_and_keeps_its_own_backends(
