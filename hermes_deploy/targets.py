@@ -16,7 +16,7 @@ from hermes_deploy.errors import TargetError
 Engine = Literal["onnxruntime", "tensorrt"]
 Dialect = Literal["ort", "portable"]
 Activation = Literal["fp32", "fp16"]
-Precision = Literal["fp32", "fp16", "int4", "fp8"]
+Precision = Literal["fp32", "fp16", "int4", "int8", "fp8", "w4a8", "nvfp4"]
 Flavour = Literal["tensorrt_rtx", "tensorrt"]
 
 
@@ -38,6 +38,12 @@ class Target:
     compute_capability: tuple[int, int] | None = None
     flavours: tuple[Flavour, ...] = ()
     needs_gpu: bool = False
+
+    @property
+    def heads(self) -> tuple[Literal["fp32", "fp16", "int4", "int8"], ...]:
+        """What the output head may be stored in; "int8" is weights alone, in blocks."""
+        blocks: tuple[Literal["int4", "int8"], ...] = ("int4", "int8") if self.engine == "onnxruntime" else ("int4",)
+        return (self.activation, *blocks)
 
 
 def _tensorrt(name: str, title: str, capability: tuple[int, int], *, fp8: bool, rtx: bool = True) -> Target:

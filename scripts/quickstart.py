@@ -84,7 +84,7 @@ def obtain(artifact: Path, console: Console) -> dict[str, float]:
         began = time.perf_counter()
         manifest = read_manifest(artifact)
         problems = verify_files(artifact, manifest)
-        if problems or manifest.recipe != load_recipe("int4").model_dump():
+        if problems or manifest.recipe != load_recipe("int4-awq").model_dump():
             why = problems[0] if problems else "it was built with another recipe"
             raise ArtifactError(
                 f"{artifact} cannot be used again: {why}. Remove it and run this again: rm -r {artifact}"
@@ -92,7 +92,7 @@ def obtain(artifact: Path, console: Console) -> dict[str, float]:
         console.print(f"using {artifact}, built {manifest.created}")
         return {"verify what was built": time.perf_counter() - began}
     with Progress() as progress:
-        built = build_artifact(BuildRequest(model="smollm2", output=artifact, recipe="int4"), progress.show)
+        built = build_artifact(BuildRequest(model="smollm2", output=artifact, recipe="int4-awq"), progress.show)
     return {f"build: {stage}": seconds for stage, seconds in built.stages.items()}
 
 

@@ -18,7 +18,12 @@ def build(
         ),
     ],
     output: Annotated[Path, typer.Option(help="Folder of the artifact; must not exist, or be empty.")],
-    recipe: Annotated[str, typer.Option(help="Precision by name: fp32, fp16, int4, fp8.")] = "int4",
+    recipe: Annotated[
+        str,
+        typer.Option(
+            help="By name: int4-awq, int4-rtn, int8-sq, fp8, w4a8, nvfp4, fp16, fp32; or the path of a .yaml file."
+        ),
+    ] = "int4-awq",
     target: Annotated[
         list[str] | None,
         typer.Option(help="Where it will run; repeat for several: cpu, cuda, sm80, sm86, sm89, sm90, sm120. [cpu]"),
@@ -46,7 +51,7 @@ def build(
     The build fails and publishes nothing when the result does not answer like the unquantized
     model (KL, top-1 agreement, perplexity and tensor error against the recipe's thresholds).
 
-    Example: hermes-deploy build smollm2 --output demo --recipe int4 --target cpu --target sm89
+    Example: hermes-deploy build smollm2 --output demo --recipe int4-awq --target cpu --target sm89
     """
     from hermes_deploy.cli.progress import Progress
     from hermes_deploy.pipeline import BuildRequest, build_artifact

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from hermes_deploy import machine
 from hermes_deploy.errors import TargetError
-from hermes_deploy.recipes import Recipe
+from hermes_deploy.recipes import Recipe, check_target
 from hermes_deploy.targets import TARGETS, Flavour, Target
 
 
@@ -35,7 +35,7 @@ class Availability:
 def check_available(targets: Sequence[Target], recipe: Recipe) -> Availability:
     """Raises TargetError when one of `targets` cannot be had with `recipe` on this machine."""
     for target in targets:
-        recipe.check_target(target)
+        check_target(recipe, target)
     groups: list[EngineGroup] = []
     together = [t for t in targets if t.engine == "tensorrt" and flavour_for([t]) == "tensorrt_rtx"]
     if together:

@@ -25,7 +25,7 @@ from hermes_deploy.engines.request import Answer, BuildRequest
 from hermes_deploy.engines.sidecar import PLAN, SIDECAR, EngineSidecar, ProfileEntry, SizeRange, write_sidecar
 from hermes_deploy.errors import EngineError
 from hermes_deploy.machine import gpus
-from hermes_deploy.recipes import Recipe
+from hermes_deploy.recipes import Recipe, check_target
 from hermes_deploy.targets import Target, target
 
 PARTIAL = f"{PLAN}.partial"
@@ -70,7 +70,7 @@ def build_engine(
     if not profiles:
         raise EngineError("an engine needs at least one optimization profile, see serving_profiles")
     for wanted in targets:
-        recipe.check_target(wanted)
+        check_target(recipe, wanted)
     request = BuildRequest(
         parent=os.getpid(),
         onnx=str(onnx_path.absolute()),

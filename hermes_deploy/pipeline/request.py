@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hermes_deploy.errors import TargetError
-from hermes_deploy.quantization import check_recipe
-from hermes_deploy.recipes import Recipe, load_recipe, override
+from hermes_deploy.recipes import Recipe, check_target, load_recipe, override
 from hermes_deploy.targets import Target, target
 
 
@@ -20,7 +19,7 @@ class BuildRequest:
 
     model: str
     output: Path
-    recipe: str = "int4"
+    recipe: str = "int4-awq"
     targets: tuple[str, ...] = ("cpu",)
     max_context: int | None = None
     max_slots: int | None = None
@@ -39,7 +38,7 @@ class BuildRequest:
         recipe = override(recipe, {key: value for key, value in changes.items() if value is not None})
         targets = tuple(target(name) for name in self.targets)
         for each in targets:
-            check_recipe(recipe, each)
+            check_target(recipe, each)
         return recipe, targets
 
 

@@ -1,11 +1,12 @@
-"""INT4 (round to nearest, blocks along K) and FP8 E4M3: passes over graphs with lazy weights.
+"""INT4, INT8, FP8 and their mixtures: passes over graphs with lazy weights.
 
-    ranges = calibrate(config, tensors, sequences)          # fp8: needed; int4: better
-    report = quantize(model, recipe, target, ranges)        # rewrites the graph, reads no weight
-    graphs.save_model(model, path)                          # here the weights are quantized
+    preparation = prepare(config, tensors, sequences, recipe, target)   # where the recipe has calibration chats
+    model = build_decoder(spec, preparation.tensors(config, tensors))
+    report = quantize(model, recipe, target, preparation)               # rewrites the graph, reads no weight
+    graphs.save_model(model, path)                                      # here the weights are quantized
 
-`check_recipe` refuses a recipe that a target cannot take, `plan_block_size` a graph that cannot be
-cut into 4-bit blocks, both before any work.
+`recipes.check_target` refuses a recipe that a target cannot take, `plan_block_size` a graph that cannot
+be cut into blocks, both before any work.
 """
 
 from hermes_deploy.quantization.calibration import ActivationRanges, calibrate, prepare
@@ -20,7 +21,7 @@ from hermes_deploy.quantization.calibration_chats import (
 )
 from hermes_deploy.quantization.linears import Linear, choose_block_size, find_linears
 from hermes_deploy.quantization.preparation import Preparation
-from hermes_deploy.quantization.quantize import QuantizationReport, check_recipe, plan_block_size, quantize
+from hermes_deploy.quantization.quantize import QuantizationReport, plan_block_size, quantize
 from hermes_deploy.quantization.reference import head_weight, hidden_states
 
 __all__ = [
@@ -33,7 +34,6 @@ __all__ = [
     "calibrate",
     "calibration_chats",
     "chats_sha256",
-    "check_recipe",
     "choose_block_size",
     "encode_chats",
     "find_linears",

@@ -19,12 +19,13 @@ E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
 LARGEST = 448.0
 
 _ROWS = 64
-"""Rows converted at once; keeps the temporaries small."""
 
 
-def scale_for(largest: npt.NDArray[np.float32] | float, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """max|x| / 448 in `dtype`, never below its smallest normal number (there it loses digits)."""
-    scale = np.asarray(largest, dtype=np.float32) / np.float32(LARGEST)
+def scale_for(
+    largest: npt.NDArray[np.float32] | float, dtype: np.dtype[Any], most: float = LARGEST
+) -> npt.NDArray[Any]:
+    """max|x| / `most` in `dtype`, never below its smallest normal number (there it loses digits)."""
+    scale = np.asarray(largest, dtype=np.float32) / np.float32(most)
     return np.maximum(scale, np.float32(np.finfo(dtype).tiny)).astype(dtype)
 
 
@@ -35,22 +36,28 @@ def quantize_columns(
 
     Raises QuantizationError when a weight is not finite. `name` is for the message.
     """
-    largest = np.zeros(weight.shape[1], dtype=np.float32)
-    for _, piece in _pieces(weight):
-        np.maximum(largest, np.abs(piece).max(axis=0), out=largest)
-    if not np.isfinite(largest).all():
-        raise QuantizationError(f"{name}: holds NaN or infinity; the checkpoint is damaged")
-    scales = scale_for(largest, scale_dtype)
+    scales = scale_for(column_peaks(weight, name), scale_dtype)
     inverse = np.float32(1) / scales.astype(np.float32)
     codes = np.empty(weight.shape, dtype=E4M3)
-    for top, piece in _pieces(weight):
+    for top, piece in pieces(weight):
         scaled = piece * inverse
         np.clip(scaled, -LARGEST, LARGEST, out=scaled)  # a scale rounded down must not reach NaN
         codes[top : top + len(scaled)] = scaled.astype(E4M3)
     return codes, scales
 
 
-def _pieces(weight: npt.NDArray[Any]) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+def column_peaks(weight: npt.NDArray[Any], name: str) -> npt.NDArray[np.float32]:
+    """max|w| of each column of [K, N]. Raises QuantizationError when one is not finite."""
+    largest = np.zeros(weight.shape[1], dtype=np.float32)
+    for _, piece in pieces(weight):
+        np.maximum(largest, np.abs(piece).max(axis=0), out=largest)
+    if not np.isfinite(largest).all():
+        raise QuantizationError(f"{name}: holds NaN or infinity; the checkpoint is damaged")
+    return largest
+
+
+def pieces(weight: npt.NDArray[Any]) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+    """(first row, some rows in float32) from top to bottom: keeps the temporaries small."""
     for top in range(0, weight.shape[0], _ROWS):
         yield top, weight[top : top + _ROWS].astype(np.float32)
 

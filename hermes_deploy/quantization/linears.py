@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from hermes_deploy.errors import QuantizationError
 from hermes_deploy.graphs import ATTRIBUTE_LINEAR
+from hermes_deploy.graphs.weights import Weight
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,12 @@ class Linear:
     weight: ir.Value
     rows: int
     columns: int
+
+    def float32(self) -> npt.NDArray[np.float32]:
+        """The weight [rows, columns], read now; unrounded where its source has more digits than the graph."""
+        stored = self.weight.const_value
+        assert stored is not None
+        return stored.float32() if isinstance(stored, Weight) else stored.numpy().astype(np.float32, copy=False)
 
 
 def find_linears(model: ir.Model) -> list[Linear]:
@@ -47,18 +56,25 @@ def find_linears(model: ir.Model) -> list[Linear]:
     return found
 
 
-def choose_block_size(linears: Sequence[Linear], allowed: Sequence[int]) -> int:
-    """The first of `allowed` that divides K of every linear: one size for the whole graph.
+def choose_block_size(linears: Sequence[Linear], allowed: Sequence[int], asked: int | None = None) -> int:
+    """`asked`, or the first of `allowed`, that divides K of every linear: one size for the whole graph.
 
-    Raises QuantizationError that names the matrices that are in the way.
+    Raises QuantizationError that names the matrices that are in the way and the sizes that would do.
     """
-    for size in allowed:
-        if all(linear.rows % size == 0 for linear in linears):
-            return size
-    smallest = min(allowed)
-    odd = [f"{linear.name} (K = {linear.rows})" for linear in linears if linear.rows % smallest]
+    fitting = [size for size in allowed if all(linear.rows % size == 0 for linear in linears)]
+    if asked is None and fitting:
+        return fitting[0]
+    if asked in fitting:
+        return asked
+    wanted = min(allowed) if asked is None else asked
+    odd = [f"{linear.name} (K = {linear.rows})" for linear in linears if linear.rows % wanted]
     shown = ", ".join(odd[:4]) + (f" and {len(odd) - 4} more" if len(odd) > 4 else "")
+    if fitting:
+        raise QuantizationError(
+            f"block_size {asked} does not divide every matrix: {shown or 'this target does not take it'}. "
+            f"Sizes that do: {', '.join(map(str, fitting))}."
+        )
     raise QuantizationError(
-        f"no 4-bit block size of {', '.join(map(str, allowed))} divides every matrix: {shown or 'they share none'}. "
+        f"no block size of {', '.join(map(str, allowed))} divides every matrix: {shown or 'they share none'}. "
         "Use a recipe without blocks (fp16, fp8, or fp32 on the CPU)."
     )

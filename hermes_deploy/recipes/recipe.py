@@ -1,23 +1,41 @@
-"""A recipe: what `build --recipe NAME` does. YAML beside this file, one file a recipe.
+"""A recipe: what `build --recipe NAME` does. The records; `reading` makes them from YAML.
 
-Takes a name, gives a frozen `Recipe`. An unknown key, a missing one or a value out of range is a
-RecipeError that names it. Knows nothing of checkpoints or engines.
+Precision of every part, how it is come by, and what the gate asks of the result. Knows no
+checkpoint, no engine and no file.
 """
 
 from __future__ import annotations
 
-from importlib import resources
-from typing import Any, Literal
+from typing import Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from hermes_deploy.errors import RecipeError, TargetError
-from hermes_deploy.targets import TARGETS, Precision, Target
+from hermes_deploy.targets import Precision, Target
+
+Method = Literal["none", "rtn", "awq", "smoothquant"]
+Head = Literal["fp32", "fp16", "int4", "int8"]
+
+METHODS: dict[Precision, tuple[Method, ...]] = {
+    "fp32": ("none",),
+    "fp16": ("none",),
+    "int4": ("rtn", "awq"),
+    "int8": ("rtn", "smoothquant"),
+    "fp8": ("rtn",),
+    "w4a8": ("rtn", "awq"),
+    "nvfp4": ("rtn", "awq"),
+}
+"""How the linears of each precision can be come by."""
+
+CALIBRATED: tuple[Precision, ...] = ("int8", "fp8", "w4a8")
+"""Precisions whose activations have static scales, so that they cannot be had without chats."""
+
+_SEARCHES: tuple[Method, ...] = ("awq", "smoothquant")
+_BLOCKED: tuple[str, ...] = ("int4", "w4a8")
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # strict: `max_slots: yes` is not 1; and a gate of .inf is none
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class GateThresholds(_Frozen):
@@ -44,7 +62,13 @@ SMALL_MODEL = 1_000_000_000
 
 
 class Recipe(_Frozen):
-    """`linear` is the precision of every matrix in the decoder, `head` of the output head.
+    """`linear` is the precision of every matrix in the decoder, `head` of the output head, `embedding`
+    of the table of tokens; the cache (`kv`) has the dtype of the target's activations.
+
+    `method`: how the weights are come by. "rtn" rounds to nearest (weighted by what the calibration
+    chats activate, where there are any); "awq" and "smoothquant" search scales over them first.
+
+    `block_size` along K of blocked weights, None = the first of the target's sizes that divides.
 
     `small_model_gate` replaces `gate` for models under SMALL_MODEL parameters, which lose far more
     in few bits: one threshold for both would let a damaged 7B pass.
@@ -53,15 +77,44 @@ class Recipe(_Frozen):
     override; the built artifact carries the values and `serve` may only lower them.
     """
 
-    name: str
-    description: str
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    description: str = Field(min_length=1, max_length=500)
     linear: Precision
-    head: Precision | Literal["int8"]
-    calibration_chats: int = Field(default=0, ge=0)
+    method: Method
+    block_size: int | None = Field(default=None, gt=0)
+    head: Head
+    embedding: Literal["fp32", "fp16"] = "fp16"
+    kv: str = "activation"
+    calibration_chats: int = Field(default=0, ge=0, le=10_000)
     max_context: int = Field(default=2048, ge=16, le=1 << 20)
     max_slots: int = Field(default=8, ge=1, le=1024)
     gate: GateThresholds
     small_model_gate: GateThresholds | None = None
+
+    @field_validator("kv")
+    @classmethod
+    def _cache(cls, kv: str) -> str:
+        if kv != "activation":
+            raise ValueError('the cache has the dtype of the activations, "activation"; nothing else is there yet')
+        return kv
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.method not in METHODS[self.linear]:
+            raise ValueError(f"{self.linear} linears are come by with method {' or '.join(METHODS[self.linear])}")
+        needs = self.linear in CALIBRATED or self.method in _SEARCHES
+        if needs and not self.calibration_chats:
+            raise ValueError(f"{self.linear} with method {self.method} needs calibration_chats of 1 or more")
+        if self.method == "none" and self.calibration_chats:
+            raise ValueError("calibration_chats have no effect with method none")
+        if self.block_size is not None and not self.blocked:
+            raise ValueError(f"block_size has no effect: neither {self.linear} linears nor the head are in blocks")
+        return self
+
+    @property
+    def blocked(self) -> bool:
+        """Does `block_size` say anything."""
+        return self.linear in _BLOCKED or self.head in ("int4", "int8")
 
     def thresholds(self, parameters: int) -> GateThresholds:
         """What the gate asks of a model with that many parameters."""
@@ -69,58 +122,13 @@ class Recipe(_Frozen):
             return self.small_model_gate
         return self.gate
 
-    def check_target(self, target: Target) -> None:
-        """Raises TargetError when `target` cannot take this recipe, naming what would work."""
-        if self.linear in target.precisions:
-            return
-        takers = [t.name for t in TARGETS.values() if self.linear in t.precisions]
-        raise TargetError(
-            f"recipe {self.name!r} cannot be had on target {target.name!r} ({target.title}): it has no "
-            f"{self.linear} kernels. {target.name} takes: {', '.join(target.precisions)}. "
-            f"{self.linear} works on: {', '.join(takers)}."
-        )
-
-
-def recipe_names() -> list[str]:
-    folder = resources.files(__package__)
-    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
-
-
-def load_recipe(name: str) -> Recipe:
-    """The recipe of that name. Raises RecipeError for an unknown name or an invalid file."""
-    if name not in recipe_names():
-        raise RecipeError(f"unknown recipe {name!r}; recipes are: {', '.join(recipe_names())}")
-    text = (resources.files(__package__) / f"{name}.yaml").read_text(encoding="utf-8")
-    return parse_recipe(text, name)
-
-
-def parse_recipe(text: str, where: str) -> Recipe:
-    """Validates YAML text. `where` names the source in the message."""
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"recipe {where}: not valid YAML: {error}") from None
-    if not isinstance(data, dict):
-        raise RecipeError(f"recipe {where}: expected a mapping, found {type(data).__name__}")
-    return _validated(data, f"recipe {where}")
-
-
-def override(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
-    """`recipe` with some keys replaced, validated again. Raises RecipeError for a value out of range."""
-    return _validated({**recipe.model_dump(), **changes}, f"recipe {recipe.name}, as asked")
-
-
-def _validated(data: dict[str, Any], where: str) -> Recipe:
-    try:
-        return Recipe.model_validate(data)
-    except ValidationError as error:
-        faults = error.errors(include_url=False)
-        problems = "; ".join(
-            ".".join(str(p) for p in e["loc"])
-            + (f" is {e['input']!r}: " if isinstance(e["input"], int | float | str) else ": ")
-            + e["msg"]
-            for e in faults
-        )
-        about_keys = any(e["type"] in ("extra_forbidden", "missing") for e in faults)
-        keys = f" Keys are: {', '.join(Recipe.model_fields)}." if about_keys else ""
-        raise RecipeError(f"{where}: {problems}.{keys}") from None
+    def trouble_on(self, target: Target) -> str | None:
+        """Why `target` cannot take this recipe, in words; None when it can."""
+        if self.linear not in target.precisions:
+            return f"it has no {self.linear} kernels"
+        if self.head not in target.heads:
+            return f"a head in {self.head} is not one of its ({', '.join(target.heads)})"
+        if self.block_size is not None and self.block_size not in target.block_sizes:
+            sizes = ", ".join(map(str, sorted(target.block_sizes)))
+            return f"blocks of {self.block_size} are not among its block sizes ({sizes})"
+        return None

@@ -17,7 +17,7 @@ from hermes_deploy.repository.engine_config import EngineConfig, EngineTarget, s
 
 def demo_config() -> EngineConfig:
     """The demo model by its default recipe, for the CPU."""
-    recipe = load_recipe("int4")
+    recipe = load_recipe("int4-awq")
     target = EngineTarget(
         name="cpu",
         engine="onnxruntime",

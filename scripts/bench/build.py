@@ -76,7 +76,7 @@ def keep(rows: dict[str, list[float]], name: str, value: float) -> None:
 def build(output: Path, targets: tuple[str, ...]) -> dict[str, Any]:
     """The build's own report, with `wall` seconds and `peak` MB of the largest process."""
     flags = [flag for target in targets for flag in ("--target", target)]
-    verb = ["build", "smollm2", "--output", str(output), "--recipe", "int4", "--json", "--quiet", *flags]
+    verb = ["build", "smollm2", "--output", str(output), "--recipe", "int4-awq", "--json", "--quiet", *flags]
     # a process between us and the build, so that the peak is of this build alone
     code = (
         "import json, resource, subprocess, sys\n"

@@ -36,7 +36,7 @@ def test_help_names_every_verb_and_each_verb_has_help() -> None:
 
 
 def test_an_unknown_option_is_answered_with_the_valid_ones() -> None:
-    result = run("build", "smollm2", "--output", "x", "--recip", "int4")
+    result = run("build", "smollm2", "--output", "x", "--recip", "int4-awq")
     assert result.returncode == 2
     for option in ("--recip", "--recipe", "--target", "--max-context", "--revision"):
         assert option in result.stderr
@@ -88,10 +88,10 @@ def test_what_to_install_is_never_cut_short_in_a_narrow_terminal(monkeypatch: py
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--recipe", "int3"), "recipes are: fp16, fp32, fp8, int4"),
+        (("--recipe", "int3"), "Recipes are: fp16, fp32, fp8, int4-awq"),
         (("--target", "sm99"), "targets are: cpu, cuda, sm80"),
         (("--recipe", "fp8", "--target", "sm86"), "fp8 works on: sm89, sm90, sm120"),
-        (("--recipe", "fp8", "--target", "cpu"), "cpu takes: fp32, int4"),
+        (("--recipe", "fp8", "--target", "cpu"), "cpu takes: fp32, int4-awq"),
         (("--max-slots", "0"), "max_slots"),
         (("--max-context", "-5"), "max_context"),
         (("--target", "cpu", "--target", "cpu"), "twice"),

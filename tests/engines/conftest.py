@@ -16,6 +16,10 @@ ALL = ("sm80", "sm86", "sm89", "sm120")
 Build = Callable[..., EngineFiles]
 
 
+RECIPES = {"fp16": "fp16", "int4": "int4-rtn", "fp8": "fp8"}
+"""The recipe that promises each form of the hand-made decoder."""
+
+
 def recipe_with_fp16_head(name: str) -> Recipe:
     """The hand-made decoder keeps its head in fp16."""
     return load_recipe(name).model_copy(update={"head": "fp16"})
@@ -27,7 +31,7 @@ def build_decoder(folder: Path, decoder: Decoder, targets: tuple[str, ...], reci
         write_decoder(folder / "graph", decoder),
         [target(name) for name in targets],
         folder / "engine",
-        recipe=recipe_with_fp16_head(recipe or decoder.form),
+        recipe=recipe_with_fp16_head(recipe or RECIPES[decoder.form]),
         profiles=serving_profiles(prefill_chunk=32, max_slots=4),
     )
 

@@ -38,7 +38,7 @@ def tell(progress):
         told.add(progress.phase)
         print(progress.phase, flush=True)
 try:
-    build_engine(onnx, [target("sm86")], folder, recipe=recipe_with_fp16_head("int4"),
+    build_engine(onnx, [target("sm86")], folder, recipe=recipe_with_fp16_head("int4-rtn"),
                  profiles=serving_profiles(32, 4), progress=tell)
 except EngineError as error:
     print("EngineError:", error, flush=True)
@@ -50,7 +50,7 @@ def _build(onnx: Path, folder: Path, progress: object = None) -> None:
         onnx,
         [target("sm86")],
         folder,
-        recipe=recipe_with_fp16_head("int4"),
+        recipe=recipe_with_fp16_head("int4-rtn"),
         profiles=serving_profiles(32, 4),
         progress=progress,  # type: ignore[arg-type]
     )

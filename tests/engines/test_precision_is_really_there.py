@@ -66,7 +66,7 @@ def test_an_int4_scale_in_fp32_loses_the_fusion_and_fails_the_build(build: Build
 
 def test_a_graph_that_was_never_quantized_does_not_pass_for_int4(build: Build) -> None:
     with pytest.raises(EngineError, match="promises int4 linears, but 8 of 9 are fp16"):
-        build(Decoder("fp16"), recipe="int4")
+        build(Decoder("fp16"), recipe="int4-rtn")
 
 
 def test_a_head_in_another_precision_than_the_recipe_says_fails_the_build(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_head_in_another_precision_than_the_recipe_says_fails_the_build(tmp_pa
             write_decoder(tmp_path, Decoder("int4")),
             [target("sm86")],
             tmp_path / "engine",
-            recipe=load_recipe("int4"),
+            recipe=load_recipe("int4-rtn"),
             profiles=serving_profiles(32, 4),
         )
 
@@ -102,7 +102,7 @@ SMALL = DecoderConfig(
     ("recipe", "targets", "gemms"),
     [
         ("fp16", ALL, {"fp16": 18}),
-        ("int4", ALL, {"int4": 18}),
+        ("int4-rtn", ALL, {"int4": 18}),
         ("fp8", ("sm89", "sm120"), {"fp16": 2, "fp8": 16}),
     ],
 )

@@ -19,13 +19,13 @@ from tests.engines.decoder_onnx import Decoder, write_decoder
 
 
 def test_all_rtx_targets_share_one_engine_and_cpu_needs_none() -> None:
-    found = check_available([target(name) for name in ("cpu", *ALL)], load_recipe("int4"))
+    found = check_available([target(name) for name in ("cpu", *ALL)], load_recipe("int4-rtn"))
     assert [(g.flavour, [t.name for t in g.targets]) for g in found.groups] == [("tensorrt_rtx", list(ALL))]
     assert found.groups[0].version.startswith("1.")
 
 
 def test_fp8_on_sm86_is_refused_with_what_would_work() -> None:
-    with pytest.raises(TargetError, match=r"'sm86'.*sm86 takes: fp16, int4.*fp8 works on: sm89, sm90, sm120"):
+    with pytest.raises(TargetError, match=r"'sm86'.*sm86 takes: fp16, int4-awq.*'fp8' works on: sm89, sm90, sm120"):
         check_available([target("sm89"), target("sm86")], load_recipe("fp8"))
 
 
@@ -72,7 +72,7 @@ def test_without_tensorrt_the_pip_extra_is_named(monkeypatch: pytest.MonkeyPatch
     for name in machine.FLAVOURS:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(TargetError, match=r"tensorrt_rtx is not installed \(pip install 'hermes-deploy\[tensorrt\]'\)"):
-        check_available([target("sm86")], load_recipe("int4"))
+        check_available([target("sm86")], load_recipe("int4-rtn"))
 
 
 def test_a_tensorrt_that_cannot_be_imported_is_refused_with_the_library_that_it_misses(
@@ -122,7 +122,7 @@ def test_the_gpus_are_those_that_the_driver_reports(monkeypatch: pytest.MonkeyPa
 def test_an_onnx_runtime_target_has_no_tensorrt_engine(tmp_path: Path) -> None:
     onnx = write_decoder(tmp_path, Decoder())
     with pytest.raises(TargetError, match=r"'cpu' runs on ONNX Runtime.*sm80, sm86, sm89, sm90, sm120"):
-        build_engine(onnx, [target("cpu")], tmp_path / "e", recipe=load_recipe("int4"), profiles=profiles(32, 4))
+        build_engine(onnx, [target("cpu")], tmp_path / "e", recipe=load_recipe("int4-rtn"), profiles=profiles(32, 4))
 
 
 @pytest.mark.parametrize("stray", ["unused", "dead_end", "nonpad_kv_seqlen"])

@@ -25,7 +25,7 @@ def test_the_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
     assert here - packed == set()
     for needed in (
         "hermes_deploy/py.typed",
-        "hermes_deploy/recipes/int4.yaml",
+        "hermes_deploy/recipes/int4-awq.yaml",
         "hermes_deploy/quantization/chats.jsonl",
         "hermes_deploy/verification/heldout.jsonl",
         "hermes_deploy/protocol/grpc_service_pb2.pyi",

@@ -92,7 +92,7 @@ def test_two_builds_of_one_checkpoint_give_the_same_bytes(
     monkeypatch.setattr("hermes_deploy.pipeline.request.load_recipe", lambda name: with_gate(name, LENIENT))
     manifests = []
     for name in ("one", "two"):
-        build_artifact(request(checkpoint, tmp_path / name, recipe="int4"))
+        build_artifact(request(checkpoint, tmp_path / name, recipe="int4-awq"))
         manifests.append(read_manifest(tmp_path / name))
     assert manifests[0].files == manifests[1].files
 
@@ -120,7 +120,7 @@ def test_stages_are_told_as_they_begin_and_end(checkpoint: Path, tmp_path: Path)
         ({"targets": ("sm1",)}, TargetError),
         ({"targets": ()}, TargetError),
         ({"recipe": "fp8", "targets": ("sm89", "sm86")}, TargetError),
-        ({"recipe": "int4", "targets": ("sm90",)}, TargetError),
+        ({"recipe": "int4-awq", "targets": ("sm90",)}, TargetError),
         ({"max_context": 100_000}, UsageError),
         ({"max_slots": 0}, RecipeError),
     ],
@@ -136,7 +136,7 @@ def test_what_cannot_be_had_is_refused(
 @pytest.mark.parametrize(
     ("shape", "changes", "error", "message"),
     [
-        ({"hidden_size": 48}, {"recipe": "int4"}, QuantizationError, r"layers.0.qkv \(K = 48\)"),
+        ({"hidden_size": 48}, {"recipe": "int4-awq"}, QuantizationError, r"layers.0.qkv \(K = 48\)"),
         ({"head_dim": 24}, {}, GraphError, "head_dim is 24; rotary kernels need a multiple of 16"),
         ({"num_attention_heads": 2}, {"recipe": "fp16", "targets": ("sm86",)}, GraphError, "2 query heads"),
     ],
@@ -171,12 +171,12 @@ def test_a_template_that_refuses_system_messages_can_be_calibrated_and_gated(
 ) -> None:
     monkeypatch.setattr("hermes_deploy.pipeline.request.load_recipe", lambda name: with_gate(name, LENIENT))
     model = retemplated(checkpoint, tmp_path / "model", STRICT_ROLES)
-    build_artifact(request(model, tmp_path / "a", recipe="int4"))
+    build_artifact(request(model, tmp_path / "a", recipe="int4-awq"))
     assert read_manifest(tmp_path / "a").model.family == "mistral-instruct"
 
 
 @pytest.mark.parametrize("template", ["<|im_start|>{{ raise_exception('no') }}", "{# <|im_start|> #}"])
-@pytest.mark.parametrize("recipe", ["fp32", "int4"])
+@pytest.mark.parametrize("recipe", ["fp32", "int4-awq"])
 def test_a_template_that_renders_no_chat_is_the_checkpoints_fault(
     template: str, recipe: str, checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -192,7 +192,7 @@ def test_a_build_over_the_threshold_publishes_nothing(
     strict = {**LENIENT, "max_tensor_error": 1e-6}
     monkeypatch.setattr("hermes_deploy.pipeline.request.load_recipe", lambda name: with_gate(name, strict))
     with pytest.raises(GateError, match="Nothing is published"):
-        build_artifact(request(checkpoint, tmp_path / "a", recipe="int4"))
+        build_artifact(request(checkpoint, tmp_path / "a", recipe="int4-awq"))
     assert left_behind(tmp_path) == []
 
 

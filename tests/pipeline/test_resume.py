@@ -29,7 +29,7 @@ def allow(monkeypatch: pytest.MonkeyPatch, thresholds: dict[str, float]) -> None
 
 
 def build(checkpoint: Path, output: Path, **changes: object) -> BuildReport:
-    asked = {"recipe": "int4", "max_context": 64, "max_slots": 2, **changes}
+    asked = {"recipe": "int4-awq", "max_context": 64, "max_slots": 2, **changes}
     return build_artifact(BuildRequest(str(checkpoint), output, **asked))  # type: ignore[arg-type]
 
 
@@ -82,7 +82,7 @@ def test_a_damaged_stage_is_said_and_done_again(checkpoint: Path, tmp_path: Path
     whole[len(whole) // 2] ^= 1
     data.write_bytes(whole)
     events: list[StageEvent] = []
-    asked = BuildRequest(str(checkpoint), tmp_path / "two", "int4", max_context=64, max_slots=2)
+    asked = BuildRequest(str(checkpoint), tmp_path / "two", "int4-awq", max_context=64, max_slots=2)
     report = build_artifact(asked, events.append)
     assert done_again(report) == {"graph cpu"}
     (note,) = [event for event in events if event.kind == "note"]
@@ -113,7 +113,7 @@ request.load_recipe = lambda name: recipe
 def on(event):
     if [event.stage, event.kind] == sys.argv[3:5]:
         os.kill(os.getpid(), signal.SIGKILL)
-build_artifact(BuildRequest(sys.argv[1], Path(sys.argv[2]), "int4", max_context=64, max_slots=2), on)
+build_artifact(BuildRequest(sys.argv[1], Path(sys.argv[2]), "int4-awq", max_context=64, max_slots=2), on)
 """
 
 
@@ -146,7 +146,7 @@ def test_a_killed_build_goes_on_where_it_was_and_ends_as_if_never_killed(
     clean: dict[str, object],
 ) -> None:
     output = tmp_path / "a"
-    recipe = override(with_gate("int4", LENIENT), {"max_context": 64, "max_slots": 2}).model_dump_json()
+    recipe = override(with_gate("int4-awq", LENIENT), {"max_context": 64, "max_slots": 2}).model_dump_json()
     arguments = [str(checkpoint), str(output), stage, moment, recipe]
     done = subprocess.run([sys.executable, "-c", KILLED, *arguments], timeout=120)
     assert done.returncode == -signal.SIGKILL

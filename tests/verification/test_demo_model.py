@@ -20,7 +20,7 @@ from hermes_deploy.verification import Reference, compare, over_threshold, prepa
 from hermes_deploy.verification.candidate import Candidate
 from tests.verification.damage import scrambled_head, scrambled_layer
 
-CPU, INT4 = target("cpu"), load_recipe("int4")
+CPU, INT4 = target("cpu"), load_recipe("int4-awq")
 
 
 @pytest.fixture(scope="module")

@@ -17,16 +17,16 @@ from hermes_deploy.verification import GateResult, Reference, run_gate
 from tests.verification.conftest import Build
 from tests.verification.damage import scrambled_layer
 
-RECIPE = load_recipe("int4")
+RECIPE = load_recipe("int4-awq")
 
 
 @pytest.fixture
 def damaged_graph(tiny: Checkpoint, build: Build) -> Path:
-    return build("int4", "cpu", scrambled_layer(tiny, layer=1))
+    return build("int4-awq", "cpu", scrambled_layer(tiny, layer=1))
 
 
 def test_a_result_survives_json_whatever_its_numbers(tiny: Checkpoint, build: Build, reference: Reference) -> None:
-    path = build("int4", "cpu")
+    path = build("int4-awq", "cpu")
     result = run_gate(reference, path, target("cpu"), RECIPE, tokenizer=ChatTokenizer(tiny.tokenizer))
     assert GateResult.from_json(result.to_json()) == result
     strange = replace(result, measures=replace(result.measures, tensor_error=float("inf")))
