@@ -52,7 +52,7 @@ def merge_adapter(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     if tied_head:
         del tensors[HEAD]
         changed.discard(HEAD_MODULE)
-    facts = _facts(folder, config, changed)
+    facts = _facts(folder, config, changed, checkpoint)
     tokenizer, family = _tokenizer(checkpoint, folder)
     note = f"{checkpoint.weights_note}; " if checkpoint.weights_note else ""
     return replace(
@@ -115,7 +115,7 @@ def _equal(one: LazyTensor, other: LazyTensor) -> bool:
     return bool(np.array_equal(one.load(), other.load()))
 
 
-def _facts(folder: Path, config: LoraConfig, changed: Collection[str]) -> AdapterFacts:
+def _facts(folder: Path, config: LoraConfig, changed: Collection[str], base: Checkpoint) -> AdapterFacts:
     """`changed`: modules that the adapter's file names."""
     used = [name for name in (CONFIG, WEIGHTS, *TOKENIZER_FILES) if (folder / name).is_file()]
     return AdapterFacts(
@@ -126,6 +126,8 @@ def _facts(folder: Path, config: LoraConfig, changed: Collection[str]) -> Adapte
         alpha=config.lora_alpha,
         modules=tuple(sorted({name.rpartition(".")[2] for name in changed})),
         merged_tensors=len(changed),
+        merged_into=base.name,
+        merged_into_sha256=base.sha256,
         license_id=notices.license_of_readme(read_card(folder)),
     )
 

@@ -65,7 +65,7 @@ class AdapterFacts:
     `sha256`: of all its files together. `base_model`: what adapter_config.json says it was trained on, ""
     where it says nothing. `rank` and `alpha`: the defaults of the configuration; patterns may change them for
     single modules. `modules`: kinds of the changed modules (`q_proj`, `embed_tokens`), sorted. `license_id`:
-    what its own README.md says.
+    what its own README.md says. `merged_into`: name and sha256 of the checkpoint as it was before.
     """
 
     name: str
@@ -75,6 +75,8 @@ class AdapterFacts:
     alpha: float
     modules: tuple[str, ...]
     merged_tensors: int
+    merged_into: str
+    merged_into_sha256: str
     license_id: str = "unknown"
 
 

@@ -41,7 +41,8 @@ class AdapterEntry(_Frozen):
     """The LoRA that was merged into the weights before anything else was done with them.
 
     `base_model`: what the adapter says it was trained on, "" where it says nothing. `modules`: kinds of
-    the linears that it changes (`q_proj`); `merged_tensors`: how many weights were changed.
+    the linears that it changes (`q_proj`); `merged_tensors`: how many weights were changed; `merged_into`:
+    the checkpoint as it was before.
     """
 
     name: str
@@ -51,6 +52,8 @@ class AdapterEntry(_Frozen):
     alpha: FiniteFloat
     modules: list[str]
     merged_tensors: int = Field(ge=1)
+    merged_into: str
+    merged_into_sha256: Sha256
     license_id: str
 
 

@@ -68,7 +68,10 @@ def bill_of_materials(
 
 def _source(model: ModelEntry) -> dict[str, Any]:
     """The checkpoint as it was found, before an adapter was merged into it."""
-    component = _hashed("machine-learning-model", model.name, model.sha256, "source")
+    name, sha256 = model.name, model.sha256
+    if model.adapter is not None:
+        name, sha256 = model.adapter.merged_into, model.adapter.merged_into_sha256
+    component = _hashed("machine-learning-model", name, sha256, "source")
     component["description"] = f"{model.source}; weights: {model.weights_note or 'as published'}"
     component["licenses"] = _licenses("", model.license_id)
     if model.revision is not None:

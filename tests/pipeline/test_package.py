@@ -110,6 +110,8 @@ def test_calibration_and_adapter_stand_in_manifest_and_bill(packed: Packed, tmp_
         alpha=16.0,
         modules=("k_proj", "q_proj"),
         merged_tensors=4,
+        merged_into="tiny",
+        merged_into_sha256="b" * 64,
         license_id="MIT",
     )
     calibration = CalibrationEntry(source="chats.jsonl", sha256="c" * 64, chats=3, tokens=500)

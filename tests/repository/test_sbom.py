@@ -33,6 +33,8 @@ ADAPTER = AdapterEntry(
     alpha=16.0,
     modules=["q_proj"],
     merged_tensors=2,
+    merged_into="tiny",
+    merged_into_sha256="4" * 64,
     license_id="MIT",
 )
 CALIBRATION = CalibrationEntry(source="packaged", sha256="3" * 64, chats=37, tokens=9000)
@@ -67,9 +69,9 @@ def test_it_is_valid_cyclonedx_1_6(model: ModelEntry) -> None:
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(json.dumps(bill(model))) is None
 
 
-def test_checkpoint_adapter_and_calibration_are_components_with_their_hashes() -> None:
+def test_the_checkpoint_as_it_was_its_adapter_and_calibration_are_components_with_their_hashes() -> None:
     document = bill(MODEL.model_copy(update={"adapter": ADAPTER}))
-    for name, sha256 in (("tiny", "1" * 64), ("poet", "2" * 64), ("packaged", "3" * 64)):
+    for name, sha256 in (("tiny", "4" * 64), ("poet", "2" * 64), ("packaged", "3" * 64)):
         assert component(document, name)["hashes"] == [{"alg": "SHA-256", "content": sha256}]
     assert component(document, "tiny")["licenses"] == [{"expression": "Apache-2.0"}]
     assert component(document, "poet")["licenses"] == [{"expression": "MIT"}]
