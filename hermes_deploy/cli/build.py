@@ -5,9 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from hermes_deploy.errors import BuildError
+
+if TYPE_CHECKING:
+    from hermes_deploy.pipeline import PlanReport
 
 
 def build(
@@ -40,6 +45,26 @@ def build(
         str | None,
         typer.Option(help="Branch, tag or commit of a hub id."),
     ] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="Folder of a PEFT LoRA; it is merged before anything else.")
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Chats to calibrate with, one a line (JSONL), instead of the packaged ones.")
+    ] = None,
+    gate_positions: Annotated[
+        int | None,
+        typer.Option(help="Held-out positions that the accuracy gate compares; at least 512. Default: 8192."),
+    ] = None,
+    accept_degraded: Annotated[
+        str | None,
+        typer.Option(metavar="REASON", help="Publish even if the gate fails; the reason goes into the manifest."),
+    ] = None,
+    sign_with: Annotated[
+        Path | None, typer.Option(metavar="KEY", help="Sign the artifact with this private key (PEM, elliptic curve).")
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only say which stages would run and what they need; exit code 4: no room.")
+    ] = False,
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Use no stage of an earlier build, and keep none of this one.")
     ] = False,
@@ -54,7 +79,8 @@ def build(
     Example: hermes-deploy build smollm2 --output demo --recipe int4-awq --target cpu --target sm89
     """
     from hermes_deploy.cli.progress import Progress
-    from hermes_deploy.pipeline import BuildRequest, build_artifact
+    from hermes_deploy.pipeline import BuildRequest, build_artifact, plan_artifact
+    from hermes_deploy.verification import POSITIONS
 
     request = BuildRequest(
         model=model,
@@ -64,8 +90,20 @@ def build(
         max_context=max_context,
         max_slots=max_slots,
         revision=revision,
+        adapter=adapter,
+        calibration=calibration,
+        gate_positions=POSITIONS if gate_positions is None else gate_positions,
+        accept_degraded=accept_degraded,
+        sign_with=sign_with,
         cache=not no_cache,
     )
+    if plan:
+        with Progress(quiet=quiet) as progress:
+            planned = plan_artifact(request, progress.show)
+        print(json.dumps(dataclasses.asdict(planned), ensure_ascii=False) if as_json else _plan_text(planned))
+        if planned.problems:
+            raise typer.Exit(BuildError.exit_code)
+        return
     with Progress(quiet=quiet) as progress:
         report = build_artifact(request, progress.show)
     if as_json:
@@ -74,5 +112,35 @@ def build(
     print(f"\n{report.model} as {report.recipe} -> {report.output}  ({report.size / 1e6:,.0f} MB)")
     for gate in report.gates:
         print(f"  {gate}")
-    print("  " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.stages.items()))
+    if report.degraded:
+        print(f"  degraded, shipped all the same: {report.degraded}")
+    print(
+        "  "
+        + ", ".join(
+            f"{name} {'reused' if name in report.reused else f'{seconds:.1f} s'}"
+            for name, seconds in report.stages.items()
+        )
+    )
     print(f"\nServe it:  hermes-deploy serve {report.output}")
+
+
+def _plan_text(plan: PlanReport) -> str:
+    from hermes_deploy.pipeline.estimate import gigabytes
+
+    need = plan.estimate
+    rows = [
+        (stage.stage, "reused", "", "")
+        if stage.reused
+        else (stage.stage, "run", gigabytes(stage.memory), gigabytes(stage.disk))
+        for stage in need.stages
+    ]
+    lines = [f"{plan.model} as {plan.recipe} for {', '.join(plan.targets)}", ""]
+    lines += [f"{a:<28} {b:<7} {c:>10} {d:>10}" for a, b, c, d in [("stage", "", "memory", "disk"), *rows]]
+    lines += [
+        "",
+        f"memory at most {gigabytes(need.memory)}, free {gigabytes(plan.free_memory)}",
+        f"disk for the cache {gigabytes(need.cache)}, free {gigabytes(plan.free_cache)}",
+        f"disk for the artifact {gigabytes(need.artifact)}, free {gigabytes(plan.free_output)}",
+        *(f"it does not fit: {problem}" for problem in plan.problems),
+    ]
+    return "\n".join(lines)

@@ -4,9 +4,9 @@ A stage's key holds the keys of the stages whose results it reads, so that a cha
 exactly what depends on it run again:
 
     calibrate VARIANT   source, token ids of the chats, precisions of the recipe, form of the target
-    reference           source, token ids of the held-out chats
+    reference           source, token ids of the held-out chats, the model's name (it stands in reports)
     graph VARIANT       source, precisions, form, context, calibrate VARIANT
-    gate VARIANT        graph VARIANT, reference, thresholds, target
+    gate VARIANT        graph VARIANT, reference, target; not the thresholds, which judge what it measured
     engine TARGETS      graph VARIANT, targets, profiles (slots), TensorRT's version
 """
 
@@ -64,24 +64,20 @@ def plan_build(
     checkpoint: Checkpoint,
     variants: Sequence[Variant],
     engines: Availability,
-    calibration: Sequence[Sequence[int]],
-    heldout: Sequence[Sequence[int]],
+    calibration: Sequence[Sequence[int]] | None,
+    heldout: str,
 ) -> BuildPlan:
-    """`calibration` and `heldout`: token ids of the chats; `calibration` is empty where the recipe needs none."""
+    """`calibration`: token ids of the chats, None where the recipe needs none; `heldout`: sha256 of the texts' ids."""
     source = {"source": checkpoint.sha256}
     name = checkpoint.name
     # the reference says in words what it is, and its words are the gate's
-    reference = stage_key(
-        "reference", "reference", name, **source, **_words(checkpoint), positions=digest_of([list(i) for i in heldout])
-    )
+    reference = stage_key("reference", "reference", name, **source, **_words(checkpoint), texts=heldout)
     precision = {key: value for key, value in recipe.model_dump().items() if key not in _NOT_PRECISION}
-    chats = digest_of([list(ids) for ids in calibration])
+    chats = None if calibration is None else digest_of([list(ids) for ids in calibration])
     planned = []
     for variant in variants:
         reads = {**source, "precision": precision, "form": _form(variant.targets[0])}
-        calibrate = (
-            stage_key("calibrate", f"calibrate {variant.name}", name, **reads, chats=chats) if calibration else None
-        )
+        calibrate = stage_key("calibrate", f"calibrate {variant.name}", name, **reads, chats=chats) if chats else None
         graph = stage_key(
             "graph",
             f"graph {variant.name}",
@@ -97,7 +93,6 @@ def plan_build(
             graph=graph.digest,
             reference=reference.digest,
             target=variant.targets[0].name,
-            thresholds={"gate": recipe.gate.model_dump(), "small": _small(recipe)},
         )
         groups = () if variant.served else engines.groups
         planned.append(
@@ -133,7 +128,3 @@ def _form(target: Target) -> dict[str, Any]:
 
 def _words(checkpoint: Checkpoint) -> dict[str, str]:
     return {"model": checkpoint.name, "weights_note": checkpoint.weights_note}
-
-
-def _small(recipe: Recipe) -> dict[str, float] | None:
-    return None if recipe.small_model_gate is None else recipe.small_model_gate.model_dump()

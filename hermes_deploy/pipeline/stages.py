@@ -1,12 +1,13 @@
 """What each cached stage does: reads what the stages before it left, writes its own files.
 
 Every function takes a folder to write into and how to tell its progress; keys, cache and order are
-not known here.
+not known here. Files are npz without pickles, JSON, ONNX and TensorRT plans.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from hermes_deploy.chat import ChatTokenizer
@@ -14,36 +15,84 @@ from hermes_deploy.checkpoints.checkpoint import Checkpoint
 from hermes_deploy.engines import EngineGroup, build_engine
 from hermes_deploy.pipeline.events import Tell
 from hermes_deploy.pipeline.plan import profiles
-from hermes_deploy.pipeline.results import read_ranges, write_gate, write_ranges, write_reference
 from hermes_deploy.pipeline.variants import MODEL, Variant, save_variant
-from hermes_deploy.quantization import calibrate
+from hermes_deploy.quantization import Preparation, prepare
 from hermes_deploy.recipes import Recipe
-from hermes_deploy.verification import Reference, prepare_reference, run_gate
+from hermes_deploy.verification import (
+    GateResult,
+    Reference,
+    over_threshold,
+    prepare_reference,
+    run_gate,
+    write_reference,
+)
 
 PREPARATION = "preparation.npz"
 REFERENCE = "reference.npz"
 GATE = "gate.json"
 
 
-def make_preparation(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]], into: Path) -> None:
-    write_ranges(calibrate(checkpoint.config, checkpoint.tensors, sequences), into / PREPARATION)
+def make_preparation(
+    variant: Variant,
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    sequences: Sequence[Sequence[int]],
+    into: Path,
+    tell: Tell,
+) -> None:
+    found = prepare(
+        checkpoint.config, checkpoint.tensors, sequences, recipe, variant.targets[0], _counts(tell, "layers")
+    )
+    found.save(into / PREPARATION)
 
 
-def make_reference(checkpoint: Checkpoint, tokenizer: ChatTokenizer, into: Path) -> None:
-    write_reference(prepare_reference(checkpoint, tokenizer), into / REFERENCE)
+def make_reference(checkpoint: Checkpoint, tokenizer: ChatTokenizer, positions: int, into: Path, tell: Tell) -> None:
+    found = prepare_reference(checkpoint, tokenizer, positions=positions, progress=_counts(tell, "layers"))
+    write_reference(found, checkpoint, into / REFERENCE)
 
 
 def make_graph(
-    variant: Variant, recipe: Recipe, checkpoint: Checkpoint, preparation: Path | None, into: Path, tell: Tell
+    variant: Variant, recipe: Recipe, checkpoint: Checkpoint, preparation: Preparation | None, into: Path, tell: Tell
 ) -> None:
-    """`preparation`: the folder that `make_preparation` wrote, None for a recipe that needs none."""
-    ranges = None if preparation is None else read_ranges(preparation / PREPARATION)
-    save_variant(variant, into, recipe, checkpoint, ranges, tell)
+    save_variant(variant, into, recipe, checkpoint, preparation, tell)
 
 
-def make_gate(variant: Variant, recipe: Recipe, reference: Reference, graph: Path, into: Path) -> None:
-    """Raises GateError when the graph does not answer like the reference; then nothing is written."""
-    write_gate(run_gate(reference, graph / MODEL, variant.targets[0], recipe), into / GATE)
+def make_gate(
+    variant: Variant,
+    recipe: Recipe,
+    reference: Reference,
+    tokenizer: ChatTokenizer,
+    preparation: Preparation | None,
+    graph: Path,
+    into: Path,
+    tell: Tell,
+) -> None:
+    """Measures; `read_gate` judges. Raises GateError for answers that are not finite."""
+    result = run_gate(
+        reference,
+        graph / MODEL,
+        variant.targets[0],
+        recipe,
+        tokenizer=tokenizer,
+        tensors=None if preparation is None else preparation.tensors(reference.config, reference.tensors),
+        accept_degraded=True,
+        progress=_counts(tell, "positions"),
+    )
+    (into / GATE).write_text(result.to_json(), encoding="utf-8")
+
+
+def read_gate(folder: Path, recipe: Recipe, parameters: int) -> GateResult:
+    """What the gate measured, judged by the thresholds of now: measuring does not depend on them."""
+    measured = GateResult.from_json((folder / GATE).read_bytes())
+    allowed = recipe.thresholds(parameters)
+    problems = tuple(over_threshold(measured.measures, allowed, measured.worst_tensor))
+    return replace(
+        measured,
+        passed=not problems,
+        problems=problems,
+        recipe=recipe.name,
+        thresholds=allowed.model_dump(exclude_none=True),
+    )
 
 
 def make_engine(group: EngineGroup, recipe: Recipe, graph: Path, into: Path, tell: Tell) -> None:
@@ -55,3 +104,7 @@ def make_engine(group: EngineGroup, recipe: Recipe, graph: Path, into: Path, tel
         profiles=profiles(recipe),
         progress=lambda at: tell(at.step, at.steps, at.phase),
     )
+
+
+def _counts(tell: Tell, unit: str) -> Callable[[int, int], None]:
+    return lambda done, total: tell(done, total, unit)

@@ -6,7 +6,7 @@ TensorRT reads and the artifact does not carry.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -14,7 +14,7 @@ import onnx_ir as ir
 from hermes_deploy.checkpoints.checkpoint import Checkpoint
 from hermes_deploy.graphs import GraphSpec, build_decoder, save_model
 from hermes_deploy.pipeline.events import Tell
-from hermes_deploy.quantization import ActivationRanges, plan_block_size, quantize
+from hermes_deploy.quantization import Linear, Preparation, find_linears, plan_block_size, quantize
 from hermes_deploy.recipes import Recipe
 from hermes_deploy.targets import Target
 
@@ -39,20 +39,58 @@ def plan_variants(targets: tuple[Target, ...]) -> tuple[Variant, ...]:
     return tuple(variants)
 
 
-def check_variants(variants: tuple[Variant, ...], recipe: Recipe, checkpoint: Checkpoint) -> dict[str, int | None]:
-    """The INT4 block size of each variant, None where nothing is blocked. Reads no weight.
+@dataclass(frozen=True)
+class VariantSize:
+    """Of a variant's graph, without reading a weight. `linear`: precision of the matrices. `block_size` of INT4,
+    None where nothing is blocked. `stored`: bytes of all weights as they will be saved. `largest`: bytes of
+    the largest matrix in float32."""
 
-    Raises GraphError or QuantizationError for a model that cannot be built so.
-    """
-    return {v.name: plan_block_size(_graph(v, recipe, checkpoint), recipe, v.targets[0]) for v in variants}
+    linear: str
+    block_size: int | None
+    stored: int
+    largest: int
+
+
+def measure_variants(variants: tuple[Variant, ...], recipe: Recipe, checkpoint: Checkpoint) -> dict[str, VariantSize]:
+    """The size of each variant, by name. Raises GraphError or QuantizationError for a model that cannot be built so."""
+    return {variant.name: _measure(variant, recipe, checkpoint) for variant in variants}
+
+
+def _measure(variant: Variant, recipe: Recipe, checkpoint: Checkpoint) -> VariantSize:
+    model, target = _graph(variant, recipe, checkpoint), variant.targets[0]
+    block = plan_block_size(model, recipe, target)
+    linears = find_linears(model)
+    stored = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    plain = 4 if target.activation == "fp32" else 2
+    for linear in linears:
+        precision = recipe.head if linear.name == "head" else recipe.linear
+        stored += _stored(linear, precision, block, plain) - linear.rows * linear.columns * plain
+    return VariantSize(recipe.linear, block, stored, 4 * max(each.rows * each.columns for each in linears))
+
+
+_BITS = {"fp32": 32, "fp16": 16, "int8": 8, "fp8": 8, "int4": 4, "w4a8": 4, "nvfp4": 4}
+_NVFP4_BLOCK = 16
+
+
+def _stored(linear: Linear, precision: str, block: int | None, plain: int) -> int:
+    """Bytes of one matrix with its scales and zero points; `plain`: bytes of an activation."""
+    codes = linear.rows * linear.columns * _BITS[precision] // 8
+    if precision in ("fp32", "fp16"):
+        return codes
+    if precision == "nvfp4":
+        return codes + linear.rows // _NVFP4_BLOCK * linear.columns
+    blocked = precision in ("int4", "w4a8") or linear.name == "head"
+    return codes + (linear.rows // block if blocked and block else 1) * linear.columns * (plain + 1)
 
 
 def save_variant(
-    variant: Variant, folder: Path, recipe: Recipe, checkpoint: Checkpoint, ranges: ActivationRanges | None, tell: Tell
+    variant: Variant, folder: Path, recipe: Recipe, checkpoint: Checkpoint, preparation: Preparation | None, tell: Tell
 ) -> None:
     """Writes the quantized graph of `variant` into `folder`, which exists: model.onnx and its data."""
+    if preparation is not None:
+        checkpoint = replace(checkpoint, tensors=preparation.tensors(checkpoint.config, checkpoint.tensors))
     model = _graph(variant, recipe, checkpoint)
-    quantize(model, recipe, variant.targets[0], ranges)
+    quantize(model, recipe, variant.targets[0], preparation)
     save_model(model, folder / MODEL, lambda _, done, total: tell(done, total, "tensors"))
 
 
@@ -63,7 +101,6 @@ def _graph(variant: Variant, recipe: Recipe, checkpoint: Checkpoint) -> ir.Model
         target.dialect,
         target.activation,
         recipe.max_context,
-        # the table is only looked up: fp16 halves it, and a quantized recipe has no use for more
-        embedding="fp32" if recipe.linear == "fp32" else "fp16",
+        embedding=recipe.embedding,
     )
     return build_decoder(spec, checkpoint.tensors)

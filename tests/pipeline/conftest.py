@@ -40,7 +40,13 @@ def artifact(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """int4 for the CPU and for two GPUs."""
     output = tmp_path_factory.mktemp("artifact") / "tiny"
     asked = BuildRequest(
-        str(checkpoint), output, recipe="int4-awq", targets=("cpu", "sm86", "sm89"), max_context=64, max_slots=2
+        str(checkpoint),
+        output,
+        recipe="int4-awq",
+        targets=("cpu", "sm86", "sm89"),
+        max_context=64,
+        max_slots=2,
+        gate_positions=512,
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hermes_deploy.pipeline.request.load_recipe", lambda name: with_gate(name, LENIENT))

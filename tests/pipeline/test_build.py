@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,17 +27,15 @@ from hermes_deploy.errors import (
     UsageError,
 )
 from hermes_deploy.pipeline import BuildRequest, StageEvent, build_artifact
-from hermes_deploy.recipes import Recipe
 from hermes_deploy.repository.engine_config import read_engine_config
 from hermes_deploy.repository.manifest import list_files, read_manifest, verify_files
-from hermes_deploy.targets import Target
 from hermes_deploy.verification import GateResult, Reference, run_gate
 from tests.fixtures.tiny import make_mistral
 from tests.pipeline.conftest import LENIENT, with_gate
 
 
 def request(checkpoint: Path, output: Path, **changes: object) -> BuildRequest:
-    asked = {"recipe": "fp32", "max_context": 64, "max_slots": 2, **changes}
+    asked = {"recipe": "fp32", "max_context": 64, "max_slots": 2, "gate_positions": 512, **changes}
     return BuildRequest(str(checkpoint), output, **asked)  # type: ignore[arg-type]
 
 
@@ -199,8 +198,8 @@ def test_a_build_over_the_threshold_publishes_nothing(
 def test_an_engine_with_other_tensors_than_the_gate_ran_is_not_published(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def gate_then_damage(reference: Reference, graph: Path, target: Target, recipe: Recipe) -> GateResult:
-        result = run_gate(reference, graph, target, recipe)
+    def gate_then_damage(reference: Reference, graph: Path, *arguments: Any, **named: Any) -> GateResult:
+        result = run_gate(reference, graph, *arguments, **named)
         data = graph.with_name("model.onnx.data")
         whole = bytearray(data.read_bytes())
         whole[len(whole) // 2] ^= 1
@@ -238,7 +237,8 @@ def test_a_build_killed_at_any_stage_leaves_nothing_that_looks_finished(
         "def on(event):\n"
         "    if event.stage == sys.argv[3] and event.kind == 'begin': os.kill(os.getpid(), signal.SIGKILL)\n"
         "recipe, target = ('fp16', 'sm86') if 'sm86' in sys.argv[3] else ('fp32', 'cpu')\n"
-        "build_artifact(BuildRequest(sys.argv[1], Path(sys.argv[2]), recipe, (target,), max_context=64), on)"
+        "asked = BuildRequest(sys.argv[1], Path(sys.argv[2]), recipe, (target,), max_context=64, gate_positions=512)\n"
+        "build_artifact(asked, on)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(checkpoint), str(output), stage], timeout=120)
     assert done.returncode == -signal.SIGKILL
@@ -278,9 +278,8 @@ def test_ctrl_c_and_sigterm_stop_a_build_and_leave_nothing(checkpoint: Path, tmp
         assert left_behind(tmp_path) == []
 
 
-def test_a_full_disk_is_one_clear_message_and_nothing_is_left(checkpoint: Path, tmp_path: Path) -> None:
-    """A small file system of its own where the machine lets us mount one, else a limit on file size."""
-    disk = tmp_path / "disk"
+def on_a_small_disk(disk: Path, command: list[str]) -> subprocess.CompletedProcess[str]:
+    """A small file system of its own where the machine lets us mount one, else a limit on file size; stdout: `ls`."""
     disk.mkdir()
     script = (
         'mount -t tmpfs -o size=200k tmpfs $1 && shift && exec "$@"'
@@ -289,9 +288,33 @@ def test_a_full_disk_is_one_clear_message_and_nothing_is_left(checkpoint: Path, 
     )
     wrapper = ["unshare", "-m", "sh", "-c", script] if os.geteuid() == 0 else ["sh", "-c", script]
     ls = "; code=$?; ls -A $0; exit $code"
-    build = [*COMMAND, str(checkpoint), "--output", str(disk / "a"), "--recipe", "fp32", "--max-context", "64"]
-    inner = ["sh", "-c", '"$@"' + ls, str(disk), *build]
-    done = subprocess.run([*wrapper, "sh", str(disk), *inner], capture_output=True, text=True, timeout=120)
+    inner = ["sh", "-c", '"$@"' + ls, str(disk), *command]
+    return subprocess.run([*wrapper, "sh", str(disk), *inner], capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts a file system")
+def test_a_disk_that_is_too_small_is_refused_before_any_work(checkpoint: Path, tmp_path: Path) -> None:
+    flags = ["--recipe", "fp32", "--max-context", "64", "--gate-positions", "512"]
+    disk = tmp_path / "disk"
+    done = on_a_small_disk(disk, [*COMMAND, str(checkpoint), "--output", str(disk / "a"), *flags])
+    assert done.returncode == BuildError.exit_code, done.stderr
+    assert re.search(rf"about \d+ MB for the artifact, and 0 MB on the file system of {disk} are free", done.stderr)
+    assert done.stdout == "", "the build left files on the disk"
+
+
+def test_a_disk_that_becomes_full_is_one_clear_message_and_nothing_is_left(checkpoint: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    # somebody else fills it after the build has looked
+    code = (
+        "import sys\n"
+        "import hermes_deploy.pipeline.build as build\n"
+        "build.refuse = lambda _: None\n"
+        "from hermes_deploy.cli import main\n"
+        "main(sys.argv[1:])\n"
+    )
+    flags = ["--recipe", "fp32", "--max-context", "64", "--gate-positions", "512"]
+    command = [sys.executable, "-c", code, "build", str(checkpoint), "--output", str(disk / "a"), *flags]
+    done = on_a_small_disk(disk, command)
     assert done.returncode == BuildError.exit_code, done.stderr
     assert re.search(r"error: .*(cannot be written|the disk became full).*[Ff]ree (some )?space", done.stderr)
     assert "Traceback" not in done.stderr
@@ -300,7 +323,13 @@ def test_a_full_disk_is_one_clear_message_and_nothing_is_left(checkpoint: Path, 
 
 def test_the_report_is_json_on_stdout_and_progress_on_stderr(checkpoint: Path, tmp_path: Path) -> None:
     command = [*COMMAND, str(checkpoint), "--output", str(tmp_path / "a"), "--recipe", "fp32", "--json"]
-    done = subprocess.run([*command, "--max-context", "64"], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        [*command, "--max-context", "64", "--gate-positions", "512"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
     report = json.loads(done.stdout)
     assert report["recipe"] == "fp32"
     assert report["measures"]["cpu"]["kl"] < 1e-4

@@ -29,7 +29,7 @@ def allow(monkeypatch: pytest.MonkeyPatch, thresholds: dict[str, float]) -> None
 
 
 def build(checkpoint: Path, output: Path, **changes: object) -> BuildReport:
-    asked = {"recipe": "int4-awq", "max_context": 64, "max_slots": 2, **changes}
+    asked = {"recipe": "int4-awq", "max_context": 64, "max_slots": 2, "gate_positions": 512, **changes}
     return build_artifact(BuildRequest(str(checkpoint), output, **asked))  # type: ignore[arg-type]
 
 
@@ -53,7 +53,8 @@ def test_a_build_with_one_change_does_again_only_what_depends_on_it(
     again = done_again(build(checkpoint, tmp_path / "target", targets=("cpu", "cuda")))
     assert again == {"calibrate cuda", "graph cuda", "gate cuda"}
     allow(monkeypatch, {**LENIENT, "max_kl": 0.69})
-    assert done_again(build(checkpoint, tmp_path / "thresholds")) == {"gate cpu"}
+    assert done_again(build(checkpoint, tmp_path / "thresholds")) == set()
+    assert done_again(build(checkpoint, tmp_path / "positions", gate_positions=600)) == {"reference", "gate cpu"}
     other = make_mistral(tmp_path / "other", seed=5)
     assert done_again(build(other, tmp_path / "model")) == CPU_STAGES
 
@@ -65,7 +66,7 @@ def test_a_build_that_failed_its_gate_keeps_what_it_made(
     with pytest.raises(GateError):
         build(checkpoint, tmp_path / "a")
     allow(monkeypatch, LENIENT)
-    assert done_again(build(checkpoint, tmp_path / "a")) == {"gate cpu"}
+    assert done_again(build(checkpoint, tmp_path / "a")) == set()
 
 
 def test_without_the_cache_nothing_is_reused_and_nothing_is_kept(checkpoint: Path, tmp_path: Path, cache: Path) -> None:
@@ -82,7 +83,7 @@ def test_a_damaged_stage_is_said_and_done_again(checkpoint: Path, tmp_path: Path
     whole[len(whole) // 2] ^= 1
     data.write_bytes(whole)
     events: list[StageEvent] = []
-    asked = BuildRequest(str(checkpoint), tmp_path / "two", "int4-awq", max_context=64, max_slots=2)
+    asked = BuildRequest(str(checkpoint), tmp_path / "two", "int4-awq", max_context=64, max_slots=2, gate_positions=512)
     report = build_artifact(asked, events.append)
     assert done_again(report) == {"graph cpu"}
     (note,) = [event for event in events if event.kind == "note"]
@@ -113,7 +114,8 @@ request.load_recipe = lambda name: recipe
 def on(event):
     if [event.stage, event.kind] == sys.argv[3:5]:
         os.kill(os.getpid(), signal.SIGKILL)
-build_artifact(BuildRequest(sys.argv[1], Path(sys.argv[2]), "int4-awq", max_context=64, max_slots=2), on)
+asked = BuildRequest(sys.argv[1], Path(sys.argv[2]), "int4-awq", max_context=64, max_slots=2, gate_positions=512)
+build_artifact(asked, on)
 """
 
 

@@ -1,0 +1,150 @@
+"""How much memory and disk each stage will take, from shapes alone. Reads no weight. Pure.
+
+Bytes; W: all weights of a variant as they are stored, M: the largest matrix of the graph in
+float32, H: half a layer (its larger half) in float32, V: one row of logits. Meant to be a little
+above what was measured (docs/pipeline.md has the table); page cache is not counted, the kernel
+takes that back.
+
+    calibrate, reference   PROCESS + H + embedding + what is kept of all positions
+    graph                  PROCESS + 5 M           source, joined, error of rounding, codes
+    gate                   PROCESS + 2 W + head + logits of one run (portable: of several, and M)
+    engine                 PROCESS + ENGINE + W x 3.0 (int4) or 2.45 (all else), in TensorRT's own process
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from hermes_deploy.checkpoints.checkpoint import DecoderConfig
+from hermes_deploy.errors import BuildError
+from hermes_deploy.pipeline.free_space import Room
+from hermes_deploy.pipeline.plan import BuildPlan, PlannedVariant
+from hermes_deploy.pipeline.variants import VariantSize
+
+MB = 1_000_000
+PROCESS = 300 * MB
+"""Python with its packages, and what earlier stages leave in its heap."""
+ENGINE = 600 * MB
+"""TensorRT's libraries and their tables. Measured with the factors: 988 MB for a 169 MB int4 engine, 12.65 GB for
+4.15 GB; fp8: 1,166 MB for 277 MB, 18.7 GB for 7.53 GB; fp16: 1,325 MB for 349 MB."""
+SMALL_FILES = 20 * MB
+"""Tokenizer, manifest, reports and licences of an artifact."""
+
+
+@dataclass(frozen=True)
+class StageNeed:
+    """`memory`: peak of the stage, bytes. `disk`: bytes that it leaves in the cache. `reused`: it needs neither."""
+
+    stage: str
+    memory: int
+    disk: int
+    reused: bool
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """`stages` in the order of the build; `artifact`: bytes of the published folder."""
+
+    stages: tuple[StageNeed, ...]
+    artifact: int
+
+    @property
+    def to_run(self) -> list[StageNeed]:
+        return [need for need in self.stages if not need.reused]
+
+    @property
+    def cache(self) -> int:
+        """Bytes that this build adds to the cache."""
+        return sum(need.disk for need in self.to_run)
+
+    @property
+    def memory(self) -> int:
+        """Peak of the build; opening the checkpoint takes what any process takes."""
+        return max([PROCESS, *(need.memory for need in self.to_run)])
+
+
+def estimate(
+    plan: BuildPlan,
+    config: DecoderConfig,
+    sizes: Mapping[str, VariantSize],
+    positions: Mapping[str, int],
+    reused: Collection[str],
+) -> Estimate:
+    """`sizes` by variant; `positions`: tokens of "calibration" and "heldout" texts; `reused`: digests of keys."""
+    shapes = _Shapes(config)
+    needs = [(plan.reference, shapes.decoder(positions["heldout"], kept=2), positions["heldout"] * shapes.hidden)]
+    artifact = SMALL_FILES
+    for planned in plan.variants:
+        size = sizes[planned.variant.name]
+        if planned.calibrate is not None:
+            # scales of inputs, and where they are folded, a few vectors a layer
+            disk = 16 * config.layers * (4 * config.hidden_size + config.intermediate_size)
+            needs.append((planned.calibrate, shapes.decoder(positions["calibration"], kept=shapes.kept), disk))
+        needs.append((planned.graph, PROCESS + 5 * size.largest, size.stored))
+        needs.append((planned.gate, _gate(planned, shapes, size), MB))
+        factor = 3.0 if size.linear == "int4" else 2.45
+        needs += [(key, PROCESS + ENGINE + int(factor * size.stored), size.stored) for _, key in planned.engines]
+        artifact += size.stored * (1 if planned.variant.served else len(planned.engines))
+    return Estimate(
+        tuple(StageNeed(key.name, memory, disk, key.digest in reused) for key, memory, disk in needs), artifact
+    )
+
+
+class _Shapes:
+    """Sizes in bytes of float32 things of this decoder."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        hidden, inner = config.hidden_size, config.intermediate_size
+        query, key = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        self.hidden = 4 * hidden
+        self.logits = 4 * config.vocab_size
+        self.head = self.logits * hidden
+        self.half_layer = 4 * hidden * max(3 * inner, 2 * query + 2 * key)
+        self.kept = -(-(3 * inner + 2 * hidden) // hidden)
+        """Rows of `hidden` that one position takes while a layer is observed."""
+
+    def decoder(self, positions: int, kept: int) -> int:
+        return PROCESS + self.half_layer + self.head + positions * kept * self.hidden
+
+
+def _gate(planned: PlannedVariant, shapes: _Shapes, size: VariantSize) -> int:
+    common = PROCESS + 2 * size.stored + shapes.head
+    if planned.variant.served:
+        return common + 4 * 256 * shapes.logits
+    # several texts at once, up to 160 MiB of logits, and a matrix dequantized
+    return common + 4 * max(160 << 20, 256 * shapes.logits) + 2 * size.largest
+
+
+def problems(need: Estimate, memory: Room, cache: Room, output: Room) -> list[str]:
+    """Why this build cannot fit, each with its numbers and what to do; empty when it fits."""
+    found = []
+    hungry = [stage for stage in need.to_run if stage.memory > memory.free]
+    if hungry:
+        most = max(hungry, key=lambda stage: stage.memory)
+        found.append(
+            f"stage {most.stage} needs about {gigabytes(most.memory)} of memory, and {gigabytes(memory.free)} "
+            f"{memory.where} are free. Use a recipe with smaller weights, build fewer targets, or use a larger machine"
+        )
+    wanted = [(cache, need.cache, "for stages in the cache"), (output, need.artifact, "for the artifact")]
+    for room in {cache.device: cache, output.device: output}.values():
+        here = [(size, what) for place, size, what in wanted if place.device == room.device]
+        total = sum(size for size, _ in here)
+        if total > room.free:
+            parts = " and ".join(f"{gigabytes(size)} {what}" for size, what in here)
+            found.append(
+                f"it writes about {parts}, and {gigabytes(room.free)} {room.where} are free. Free some space "
+                "(hermes-deploy cache prune), build fewer targets, use a recipe with smaller weights, or name a place "
+                "on another disk in --output or HERMES_DEPLOY_STAGES"
+            )
+    return found
+
+
+def refuse(words: list[str]) -> None:
+    """Raises BuildError when there are any."""
+    if words:
+        raise BuildError(f"this build does not fit here: {'; '.join(words)}. Nothing was done.")
+
+
+def gigabytes(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 10**9 else f"{size / 1e6:,.0f} MB"
