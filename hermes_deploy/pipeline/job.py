@@ -5,9 +5,12 @@ Everything that can be refused is refused here; no weight is read.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
+from hermes_deploy import quantization
 from hermes_deploy.chat import ChatTokenizer
 from hermes_deploy.checkpoints import apply_adapter, open_checkpoint
 from hermes_deploy.checkpoints.checkpoint import Checkpoint
@@ -24,7 +27,6 @@ from hermes_deploy.pipeline.variants import VariantSize, measure_variants, plan_
 from hermes_deploy.quantization import (
     Chat,
     calibration_chats,
-    chats_sha256,
     encode_chats,
     read_calibration_file,
 )
@@ -135,9 +137,10 @@ def _chats(request: BuildRequest, recipe: Recipe) -> list[Chat] | None:
 
 def _calibration(chats: list[Chat], tokenizer: ChatTokenizer, file: Path | None) -> Calibration:
     sequences = encode_chats(tokenizer, chats)
+    data = (resources.files(quantization) / "chats.jsonl").read_bytes() if file is None else file.read_bytes()
     entry = CalibrationEntry(
         source=PACKAGED if file is None else file.name,
-        sha256=chats_sha256(chats),
+        sha256=hashlib.sha256(data).hexdigest(),
         chats=len(chats),
         tokens=sum(map(len, sequences)),
     )
