@@ -16,7 +16,7 @@ from hermes_deploy.checkpoints.checkpoint import Checkpoint
 from hermes_deploy.graphs import GraphSpec, build_decoder, save_model
 from hermes_deploy.quantization import Preparation, prepare, quantize
 from hermes_deploy.quantization.equalize import of_values
-from hermes_deploy.recipes import Recipe
+from hermes_deploy.recipes import Recipe, override
 from hermes_deploy.targets import Target
 from tests.fixtures.tiny import make_mistral
 
@@ -49,7 +49,7 @@ class Subject:
 def make_subject(folder: Path) -> Subject:
     """Two layers of width 256, so that blocks of 128 fit; one input channel in 32 is eight times larger."""
     sizes = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 32, "num_attention_heads": 8}
-    checkpoint = make_mistral(folder / "checkpoint", num_hidden_layers=2, initializer_range=0.06, **sizes)
+    checkpoint = make_mistral(folder / "checkpoint", num_hidden_layers=2, initializer_range=0.03, **sizes)
     weights = load_file(checkpoint / "model.safetensors")
     for name, values in weights.items():
         if "layernorm" in name:
@@ -72,9 +72,10 @@ class Ours:
 
 def our_graphs(subject: Subject, recipe: Recipe, wanted: Target) -> Ours:
     full = replace(wanted, activation="fp32")
+    same = override(recipe, {"head": "fp32"}) if recipe.head == "fp16" else recipe
     name = f"ours-{recipe.name}-{wanted.name}"
     shipped, _ = _save(subject, recipe, wanted, subject.folder / f"{name}.onnx")
-    twin, preparation = _save(subject, recipe, full, subject.folder / f"{name}-fp32.onnx")
+    twin, preparation = _save(subject, same, full, subject.folder / f"{name}-fp32.onnx")
     return Ours(shipped, twin, preparation)
 
 

@@ -76,15 +76,17 @@ def test_tiny_weights_keep_their_sign_and_size(form: BlockForm) -> None:
     assert np.linalg.norm(back - weight) < 0.15 * np.linalg.norm(weight)
 
 
-def test_zero_points_make_less_error_than_symmetric_codes() -> None:
+def test_zero_points_and_a_searched_scale_each_make_less_error() -> None:
     weight = np.random.default_rng(0).normal(size=(512, 64)).astype(np.float32)
+    equal = np.ones(512, np.float32)
 
-    def error(form: BlockForm) -> float:
-        back = dequantize_blocks(quantize_blocks(weight, form), form, len(weight))
+    def error(form: BlockForm, importance: np.ndarray | None = None) -> float:
+        back = dequantize_blocks(quantize_blocks(weight, form, importance=importance), form, len(weight))
         return float(np.linalg.norm(back - weight) / np.linalg.norm(weight))
 
-    assert error(BlockForm(4, False, 32, F32)) < 0.083
-    assert error(BlockForm(4, True, 32, F16)) < 0.092
+    asymmetric, symmetric = BlockForm(4, False, 32, F32), BlockForm(4, True, 32, F16)
+    assert error(asymmetric, equal) < error(asymmetric) < 0.083
+    assert error(asymmetric) < error(symmetric, equal) < error(symmetric) < 0.095
     assert error(BlockForm(8, True, 32, F32)) < 0.006
 
 
