@@ -46,14 +46,19 @@ class Target:
         return (self.activation, *blocks)
 
 
-def _tensorrt(name: str, title: str, capability: tuple[int, int], *, fp8: bool, rtx: bool = True) -> Target:
+_EVERY_GPU: tuple[Precision, ...] = ("fp16", "int4", "int8")
+
+
+def _tensorrt(
+    name: str, title: str, capability: tuple[int, int], precisions: tuple[Precision, ...], *, rtx: bool = True
+) -> Target:
     return Target(
         name=name,
         title=title,
         engine="tensorrt",
         dialect="portable",
         activation="fp16",
-        precisions=("fp16", "int4", "fp8") if fp8 else ("fp16", "int4"),
+        precisions=precisions,
         block_sizes=(128, 64, 32),
         compute_capability=capability,
         flavours=("tensorrt_rtx", "tensorrt") if rtx else ("tensorrt",),
@@ -82,11 +87,11 @@ TARGETS: dict[str, Target] = {
             precisions=("fp16", "int4"),
             block_sizes=(32, 64, 128),
         ),
-        _tensorrt("sm80", "A100, A30", (8, 0), fp8=False),
-        _tensorrt("sm86", "A10, A40, RTX 30 series", (8, 6), fp8=False),
-        _tensorrt("sm89", "L4, L40S, RTX 40 series", (8, 9), fp8=True),
-        _tensorrt("sm90", "H100, H200, GH200", (9, 0), fp8=True, rtx=False),
-        _tensorrt("sm120", "RTX 50 series, RTX PRO Blackwell", (12, 0), fp8=True),
+        _tensorrt("sm80", "A100, A30", (8, 0), _EVERY_GPU),
+        _tensorrt("sm86", "A10, A40, RTX 30 series", (8, 6), _EVERY_GPU),
+        _tensorrt("sm89", "L4, L40S, RTX 40 series", (8, 9), (*_EVERY_GPU, "fp8")),
+        _tensorrt("sm90", "H100, H200, GH200", (9, 0), (*_EVERY_GPU, "fp8"), rtx=False),
+        _tensorrt("sm120", "RTX 50 series, RTX PRO Blackwell", (12, 0), (*_EVERY_GPU, "fp8", "nvfp4")),
     )
 }
 

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,12 +54,14 @@ def build_engine(
     *,
     recipe: Recipe,
     profiles: Sequence[Profile],
+    kept: Collection[str] = (),
     progress: Callable[[EngineProgress], None] | None = None,
 ) -> EngineFiles:
     """Builds one engine for all of `targets` into `out_dir`: engine.plan and engine.json.
 
     `onnx_path`: portable dialect, weights in it or beside it. `recipe` says which precision the
     linears and the head have in the graph; the build proves that the engine's kernels have it too.
+    `kept`: the linears that the preparation kept in the activation dtype, as `QuantizationReport.kept`.
     An engine that `out_dir` already holds is removed first.
 
     Raises TargetError when the targets cannot be had here, EngineError with TensorRT's own first
@@ -78,6 +80,7 @@ def build_engine(
         targets=[t.name for t in targets],
         precision=recipe.linear,
         head_precision=recipe.head,
+        kept=sorted(kept),
         profiles=[
             ProfileEntry(
                 name=p.name,

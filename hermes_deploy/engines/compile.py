@@ -17,7 +17,7 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError
 
-from hermes_deploy.engines.layers import fused_attention, gemms, read_record
+from hermes_deploy.engines.layers import Linear, fused_attention, gemms, read_record
 from hermes_deploy.engines.logger import Heard, make_logger
 from hermes_deploy.engines.network import NetworkFacts, read_network
 from hermes_deploy.engines.profiles import Profile, Range
@@ -28,8 +28,6 @@ from hermes_deploy.targets import target
 
 Report = Callable[[str, int, int], None]
 """phase, step, steps."""
-
-QUANTIZED = ("int4", "fp8", "int8")
 
 
 def compile_engine(request: BuildRequest, plan: BufferedWriter, report: Report) -> EngineSidecar:
@@ -42,7 +40,7 @@ def compile_engine(request: BuildRequest, plan: BufferedWriter, report: Report) 
     network, parser = _parse(trt, builder, logger, heard, Path(request.onnx))
     facts = read_network(network, _output_names(Path(request.onnx)))
     check_consumed(facts, heard)
-    check_promise(facts, request.precision, request.head_precision)
+    check_promise(facts, request)
     report("parse", 1, 1)
 
     config = builder.create_builder_config()
@@ -70,6 +68,7 @@ def compile_engine(request: BuildRequest, plan: BufferedWriter, report: Report) 
         compute_capabilities=[_dotted(name) for name in request.targets],
         precision=request.precision,
         head_precision=request.head_precision,
+        kept=request.kept,
         inputs=list(facts.inputs),
         outputs=list(facts.outputs),
         aliases=facts.aliases,
@@ -116,18 +115,45 @@ def check_consumed(facts: NetworkFacts, heard: Heard) -> None:
         )
 
 
-def check_promise(facts: NetworkFacts, precision: str, head_precision: str) -> None:
+def check_promise(facts: NetworkFacts, request: BuildRequest) -> None:
     """Raises EngineError when the graph does not hold its matrices in the recipe's precisions."""
     if not facts.linears:
         raise EngineError("the graph multiplies with no constant matrix; it is not a decoder with its weights in it")
-    wrong = [n for n in facts.linears if n is not facts.head and n.dtype != precision]
+    body = [n for n in facts.linears if n is not facts.head]
+    kept = _kept(body, request)
+    wrong = [n for n in body if n not in kept and n.form != request.precision]
     if wrong:
         raise EngineError(
-            f"the recipe promises {precision} linears, but {len(wrong)} of {len(facts.linears)} are "
-            f"{wrong[0].dtype} in the graph, the first at {wrong[0].node}"
+            f"the recipe promises {request.precision} linears, but {len(wrong)} of {len(facts.linears)} are "
+            f"{wrong[0].form} in the graph, the first at {wrong[0].node}"
         )
-    if facts.head is not None and facts.head.dtype != head_precision:
-        raise EngineError(f"the recipe promises an {head_precision} head, but it is {facts.head.dtype} in the graph")
+    if facts.head is not None and facts.head.form != request.head_precision:
+        raise EngineError(
+            f"the recipe promises an {request.head_precision} head, but it is {facts.head.form} in the graph"
+        )
+    unscaled = [n for n in facts.linears if n.form in ("int8", "fp8") and n.scales != 1]
+    if unscaled:
+        raise EngineError(
+            f"{unscaled[0].node} dequantizes its {unscaled[0].dtype} weight with {unscaled[0].scales} scales: "
+            "TensorRT writes the sums of such a GEMM unscaled in fp16, where they overflow, and scales them "
+            "afterwards. One scale before the product and a Mul over the columns after it give the same numbers "
+            "(docs/tensorrt.md)."
+        )
+
+
+def _kept(body: list[Linear], request: BuildRequest) -> list[Linear]:
+    """The linears that the request keeps. Raises EngineError unless they are there, few, and as it says."""
+    dtype = target(request.targets[0]).activation
+    found = {name: [n for n in body if n.node == f"[ONNX Layer: {name}]"] for name in request.kept}
+    for name, linears in found.items():
+        if len(linears) != 1 or linears[0].form != dtype:
+            what = linears[0].form if linears else "not in the graph"
+            raise EngineError(f"linear {name} was to be kept in {dtype}, but it is {what}")
+    if request.kept and 2 * len(request.kept) >= len(body):
+        raise EngineError(
+            f"{len(request.kept)} of {len(body)} linears are kept in {dtype}: that is no {request.precision} engine"
+        )
+    return [linears[0] for linears in found.values()]
 
 
 def prove(facts: NetworkFacts, record: str, profiles: int) -> LayerSummary:
@@ -136,19 +162,20 @@ def prove(facts: NetworkFacts, record: str, profiles: int) -> LayerSummary:
     if not kernels:
         raise EngineError("TensorRT wrote no layer record, so the precision of its kernels cannot be proved")
     found = {n: len(gemms(kernels, n)) for n in facts.linears}
-    lost = [n for n, count in found.items() if n.dtype in QUANTIZED and count < profiles]
+    quantized = [n for n in found if n.scales]
+    lost = [n for n in quantized if found[n] < profiles]
     if lost:
         raise EngineError(
-            f"{len(lost)} of {sum(n.dtype in QUANTIZED for n in found)} quantized linears did not become "
-            f"{lost[0].dtype} kernels: TensorRT widens their weights first, and the engine would be slow and large "
+            f"{len(lost)} of {len(quantized)} quantized linears did not become "
+            f"{lost[0].form} kernels: TensorRT widens their weights first, and the engine would be slow and large "
             f"without saying so. The first is {lost[0].node}. A weight's scale must be in the activation's dtype, "
             "symmetric, without a Cast behind it (docs/tensorrt.md)."
         )
     counted: Counter[str] = Counter()
     for n, count in found.items():
-        counted[n.dtype] += count
+        counted[n.form] += count
     return LayerSummary(
-        linears=dict(sorted(Counter(n.dtype for n in found).items())),
+        linears=dict(sorted(Counter(n.form for n in found).items())),
         gemms=dict(sorted(counted.items())),
         attentions=facts.attentions,
         fused_attention=fused_attention(kernels),

@@ -21,7 +21,16 @@ _LINE = re.compile(
 )
 _OPERAND = re.compile(r"Dimensions: \[(?P<dimensions>[-\d,]*)\].*?Datatype: (?P<dtype>\w+)")
 _ATTENTION = re.compile(r"^_*(?P<kernel>(?:\w*_)?f?mha(?:_v\d+)?)(?:_0x|$)")
-_DTYPES = {"Half": "fp16", "Float": "fp32", "BFloat16": "bf16", "FP8": "fp8", "Int4": "int4", "Int8": "int8"}
+_DTYPES = {
+    "Half": "fp16",
+    "Float": "fp32",
+    "BFloat16": "bf16",
+    "FP8": "fp8",
+    "FP4E2M1": "fp4",
+    "Int4": "int4",
+    "Int8": "int8",
+}
+_FORMS = {("int4", "fp8"): "w4a8", ("int8", "int8"): "int8", ("fp8", "fp8"): "fp8", ("fp4", "fp4"): "nvfp4"}
 
 
 @dataclass(frozen=True)
@@ -46,11 +55,24 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Linear:
-    """A matrix of the network: `dtype` and `size` (elements) of its weights, and the node that multiplies."""
+    """A matrix of the network: `dtype` and `size` (elements) of its weights, and the node that multiplies.
+
+    `activation`: the dtype of codes in which the other operand comes in, "" where it has none.
+    `scales`: how many numbers dequantize the weights, 0 where they are not quantized.
+    """
 
     node: str
     dtype: str
     size: int
+    activation: str = ""
+    scales: int = 0
+
+    @property
+    def form(self) -> str:
+        """A recipe's word for it ("int4", "fp8", "w4a8"), or both dtypes where there is none."""
+        if not self.activation:
+            return "int8 weight-only" if self.dtype == "int8" else self.dtype
+        return _FORMS.get((self.dtype, self.activation), f"{self.dtype} with {self.activation} activations")
 
 
 def read_record(text: str) -> list[Kernel]:
@@ -81,15 +103,15 @@ def gemms(kernels: Sequence[Kernel], linear: Linear) -> list[Kernel]:
     """Kernels that multiply activations with `linear`'s weights, read in their own dtype.
 
     A kernel that only turns the weights into a wider dtype has no activation among its inputs, and
-    the kernel that then multiplies has no such constant: neither counts. FP8 counts only where the
-    activation comes in as FP8 too.
+    the kernel that then multiplies has no such constant: neither counts. Where activations are
+    quantized too, only a kernel that reads them in their codes counts.
     """
     return [
         kernel
         for kernel in kernels
         if linear.node in kernel.metadata
         and any(c.dtype == linear.dtype and c.size >= linear.size for c in kernel.constants)
-        and any(i.dtype == ("fp8" if linear.dtype == "fp8" else i.dtype) for i in kernel.inputs)
+        and any(i.dtype == (linear.activation or i.dtype) for i in kernel.inputs)
     ]
 
 

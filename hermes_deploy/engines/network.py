@@ -16,6 +16,7 @@ from hermes_deploy.engines.layers import Linear
 from hermes_deploy.engines.sidecar import TensorEntry
 
 _DTYPES = {"HALF": "fp16", "FLOAT": "fp32", "BF16": "bf16"}
+_MAKES_CODES = ("QUANTIZE", "DYNAMIC_QUANTIZE")
 _PASSES_WEIGHTS = ("SHUFFLE", "CAST", "IDENTITY")
 
 
@@ -80,20 +81,37 @@ def _linear(layer: Any, made_by: dict[str, Any]) -> Linear | None:
     """The weights of a matrix product with a constant, or None for one of two activations."""
     if layer.type.name != "MATRIX_MULTIPLY":
         return None
-    for operand in _operands(layer):
-        constant = _constant_behind(operand, made_by)
+    operands = _operands(layer)
+    for index, operand in enumerate(operands):
+        constant, scales = _constant_behind(operand, made_by)
         if constant is not None:
             tensor = constant.get_output(0)
-            return Linear(layer.metadata, _dtype(tensor), math.prod(tensor.shape))
+            codes = _codes_behind(operands[1 - index], made_by)
+            return Linear(layer.metadata, _dtype(tensor), math.prod(tensor.shape), codes, scales)
     return None
 
 
-def _constant_behind(name: str, made_by: dict[str, Any]) -> Any | None:
-    """The constant that only shape changes, casts and one dequantization stand in front of."""
-    layer = made_by.get(name)
+def _constant_behind(name: str, made_by: dict[str, Any]) -> tuple[Any | None, int]:
+    """The constant that only shape changes, casts and one dequantization stand in front of, and how many
+    scales the latter has."""
+    layer, scales = made_by.get(name), 0
     while layer is not None and layer.type.name in (*_PASSES_WEIGHTS, "DEQUANTIZE"):
+        if layer.type.name == "DEQUANTIZE":
+            scales = math.prod(layer.get_input(1).shape)
         layer = made_by.get(layer.get_input(0).name)
-    return layer if layer is not None and layer.type.name == "CONSTANT" else None
+    return (layer, scales) if layer is not None and layer.type.name == "CONSTANT" else (None, 0)
+
+
+def _codes_behind(name: str, made_by: dict[str, Any]) -> str:
+    """dtype of the codes that an activation is dequantized from right before, "" where it is not."""
+    layer = made_by.get(name)
+    while layer is not None and layer.type.name in _PASSES_WEIGHTS:
+        layer = made_by.get(layer.get_input(0).name)
+    if layer is None or layer.type.name != "DEQUANTIZE":
+        return ""
+    codes = layer.get_input(0)
+    source = made_by.get(codes.name)
+    return _dtype(codes) if source is not None and source.type.name in _MAKES_CODES else ""
 
 
 def _head(logits: str, made_by: dict[str, Any], linears: dict[str, Linear]) -> Linear | None:

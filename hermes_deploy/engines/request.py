@@ -19,7 +19,8 @@ class _Frozen(BaseModel):
 
 
 class BuildRequest(_Frozen):
-    """`parent`: process id that must be alive; the build dies with it."""
+    """`parent`: process id that must be alive; the build dies with it. `kept`: names of the linears that
+    stay in the activation dtype against `precision`."""
 
     parent: int
     onnx: str
@@ -27,6 +28,7 @@ class BuildRequest(_Frozen):
     targets: list[str]
     precision: Precision
     head_precision: str
+    kept: list[str]
     profiles: list[ProfileEntry]
 
 

@@ -50,9 +50,9 @@ class ProfileEntry(_Frozen):
 class LayerSummary(_Frozen):
     """Counted in TensorRT's own layer record, over all profiles together.
 
-    `linears`: matrices of the graph by the dtype of their weights, counted once each.
-    `gemms`: kernels that read a matrix in that dtype and multiply with it; at least one for each
-    linear and profile, or the build fails. `attentions`: attention nodes of the graph;
+    `linears`: matrices of the graph by their form (a recipe's word), counted once each.
+    `gemms`: kernels that read a matrix in its dtype, and activations in theirs, and multiply; at least
+    one for each linear and profile, or the build fails. `attentions`: attention nodes of the graph;
     `fused_attention`: kernels that do a whole one. `kernels`: all kernels.
     """
 
@@ -71,6 +71,8 @@ class PlanEntry(_Frozen):
 class EngineSidecar(_Frozen):
     """`aliases`: output -> input that must be bound to the very same device address.
 
+    `kept`: linears that are in the activation dtype and not in `precision`.
+
     `targets`: names of the target records; `compute_capabilities`: "8.6" and so on, in their order.
     """
 
@@ -81,6 +83,7 @@ class EngineSidecar(_Frozen):
     compute_capabilities: list[str]
     precision: Precision
     head_precision: str
+    kept: list[str]
     inputs: list[TensorEntry]
     outputs: list[TensorEntry]
     aliases: dict[str, str]

@@ -5,9 +5,10 @@ stand for its weight, in the order in which they are to be saved. No weight is r
 scales are made when the model is saved, one matrix at a time and from one reading.
 
     blocks      DequantizeLinear(axis=0, block_size) over INT4, UINT4 or INT8
-    int8        DequantizeLinear(axis=1) over INT8, one scale a column
-    fp8         the same over FLOAT8E4M3FN
+    columns     DequantizeLinear with one scale over INT8 or FLOAT8E4M3FN, and a Mul [N] behind the MatMul
     activation  QuantizeLinear, DequantizeLinear with one static scale, before the MatMul
+    nvfp4       FLOAT4E2M1 in blocks of 16 whose scales are dequantized themselves; the input through
+                TensorRT's own operator, since ONNX has none that finds scales as it goes
 """
 
 from __future__ import annotations
@@ -21,13 +22,21 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from hermes_deploy.errors import QuantizationError
-from hermes_deploy.quantization import float8, int8
-from hermes_deploy.quantization.blocks import BlockForm, quantize_blocks
+from hermes_deploy.quantization import columns, nvfp4
+from hermes_deploy.quantization.blocks import BlockForm, pack_nibbles, quantize_blocks
 from hermes_deploy.quantization.linears import Linear
 from hermes_deploy.quantization.together import Part, together
 
 E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
 INT8 = np.dtype(np.int8)
+
+TENSORRT = "trt"
+DYNAMIC_FP4 = "TRT_FP4DynamicQuantize"
+"""Domain and operator of TensorRT's ONNX parser."""
+
+COLUMNS = "columns"
+"""Key in a Mul's metadata_props: it multiplies the output of the linear of that name, column by column,
+with what belongs to its weight."""
 
 
 def in_blocks(linear: Linear, form: BlockForm, importance: npt.NDArray[np.float32] | None) -> list[ir.Value]:
@@ -59,12 +68,19 @@ def in_blocks(linear: Linear, form: BlockForm, importance: npt.NDArray[np.float3
 
 
 def in_columns(linear: Linear, codes: np.dtype[Any], scale_dtype: np.dtype[Any]) -> list[ir.Value]:
-    """The weight as INT8 or E4M3 `codes`, symmetric, one scale of `scale_dtype` a column."""
+    """The weight as INT8 or E4M3 `codes`, symmetric, one scale a column in two factors: one number
+    before the multiplication, a vector [N] that multiplies the output.
+
+    Not one DequantizeLinear with N scales: from that TensorRT makes a GEMM that writes its sums
+    unscaled in fp16, where they overflow, and scales them in the next kernel (docs/tensorrt.md).
+    """
     name = linear.weight.name or linear.name
-    quantize_columns = float8.quantize_columns if codes == E4M3 else int8.quantize_columns
+    quantize_columns = columns.to_e4m3 if codes == E4M3 else columns.to_int8
+    scale = ir.DataType.from_numpy(scale_dtype)
     parts = [
         Part(name, ir.DataType.from_numpy(codes), (linear.rows, linear.columns)),
-        Part(f"{name}.scale", ir.DataType.from_numpy(scale_dtype), (linear.columns,)),
+        Part(f"{name}.scale", scale, ()),
+        Part(f"{name}.columns", scale, (linear.columns,)),
     ]
     source = _source(linear)
 
@@ -72,10 +88,18 @@ def in_columns(linear: Linear, codes: np.dtype[Any], scale_dtype: np.dtype[Any])
         made = quantize_columns(source(), scale_dtype, linear.name)
         return [ir.Tensor(array, name=part.name) for part, array in zip(parts, made, strict=True)]
 
-    zero = _initializer(ir.Tensor(np.zeros(linear.columns, dtype=codes), name=f"{name}.zero_point"))
-    weight = [*(_initializer(tensor) for tensor in together(parts, evaluate)), zero]
-    _dequantize(linear, weight, axis=1)
-    return weight
+    weight, step, factors = (_initializer(tensor) for tensor in together(parts, evaluate))
+    middle = _initializer(ir.Tensor(np.zeros((), dtype=codes), name=f"{name}.zero_point"))
+    _dequantize(linear, [weight, step, middle])
+    sums = linear.node.outputs[0]
+    scaled = ir.node("Mul", [sums, factors], name=f"{linear.name}.columns", metadata_props={COLUMNS: linear.name})
+    final = scaled.outputs[0]
+    final.name, sums.name = sums.name, f"{linear.name}.unscaled"
+    final.type, final.shape = sums.type, sums.shape
+    ir.convenience.replace_all_uses_with(sums, final)
+    scaled.replace_input_with(0, sums)
+    _graph_of(linear.node).insert_after(linear.node, scaled)
+    return [weight, step, middle, factors]
 
 
 def activation(linear: Linear, codes: np.dtype[Any], scale: npt.NDArray[Any]) -> list[ir.Value]:
@@ -91,14 +115,63 @@ def activation(linear: Linear, codes: np.dtype[Any], scale: npt.NDArray[Any]) ->
     return [step, middle]
 
 
+def in_nvfp4(linear: Linear, scale_dtype: np.dtype[Any]) -> list[ir.Value]:
+    """The weight as NVFP4; the whole's scale in `scale_dtype`."""
+    name, blocks = linear.weight.name or linear.name, linear.rows // nvfp4.BLOCK
+    parts = [
+        Part(name, ir.DataType.FLOAT4E2M1, (linear.rows, linear.columns)),
+        Part(f"{name}.scale", ir.DataType.FLOAT8E4M3FN, (blocks, linear.columns)),
+        Part(f"{name}.whole", ir.DataType.from_numpy(scale_dtype), ()),
+    ]
+    source = _source(linear)
+
+    def evaluate() -> list[ir.TensorProtocol]:
+        codes, *rest = nvfp4.quantize_blocks(source(), scale_dtype, linear.name)
+        packed = pack_nibbles(codes.view(np.uint8))
+        first = ir.PackedTensor(packed, parts[0].dtype, shape=ir.Shape(parts[0].shape), name=name)
+        return [first, *(ir.Tensor(array, name=part.name) for part, array in zip(parts[1:], rest, strict=True))]
+
+    weight, scale, whole = (_initializer(tensor) for tensor in together(parts, evaluate))
+    node = ir.node("DequantizeLinear", [scale, whole], name=f"{linear.name}.weight.scale.value")
+    node.outputs[0].name = node.name
+    _insert_before(linear.node, node)
+    _dequantize(linear, [weight, node.outputs[0]], axis=0, block_size=nvfp4.BLOCK)
+    return [weight, scale, whole]
+
+
+def dynamic_nvfp4(linear: Linear, whole: npt.NDArray[Any]) -> list[ir.Value]:
+    """The input as NVFP4 with scales found for each block of 16 as it goes, under the static scale `whole`."""
+    graph = _graph_of(linear.node)
+    graph.opset_imports[TENSORRT] = 1
+    name = f"{linear.name}.input"
+    step = _initializer(ir.Tensor(whole, name=f"{name}.whole"))
+    attributes = {"axis": -1, "block_size": nvfp4.BLOCK, "scale_type": ir.DataType.FLOAT8E4M3FN.value}
+    coded = ir.node(
+        DYNAMIC_FP4, [linear.node.inputs[0], step], attributes, domain=TENSORRT, num_outputs=2, name=f"{name}.codes"
+    )
+    scale = ir.node("DequantizeLinear", [coded.outputs[1], step], name=f"{name}.scale")
+    along = {"axis": -1, "block_size": nvfp4.BLOCK}
+    value = ir.node("DequantizeLinear", [coded.outputs[0], scale.outputs[0]], along, name=f"{name}.value")
+    coded.outputs[0].name, coded.outputs[1].name = f"{name}.codes", f"{name}.scale.codes"
+    for node in (scale, value):
+        node.outputs[0].name = node.name
+    _insert_before(linear.node, coded, scale, value)
+    linear.node.replace_input_with(0, value.outputs[0])
+    return [step]
+
+
 def _source(linear: Linear) -> Callable[[], npt.NDArray[np.float32]]:
+    _check_unshared(linear)
+    return linear.float32
+
+
+def _check_unshared(linear: Linear) -> None:
     users = linear.weight.uses()
     if len(users) != 1:
         raise QuantizationError(
             f"the weight of {linear.name} is used {len(users)} times and cannot be quantized for one of them; "
             'build the graph with embedding "fp16" or "fp32" instead of "tied"'
         )
-    return linear.float32
 
 
 def _initializer(tensor: ir.TensorProtocol) -> ir.Value:
@@ -107,8 +180,7 @@ def _initializer(tensor: ir.TensorProtocol) -> ir.Value:
     )
 
 
-def _dequantize(linear: Linear, inputs: list[ir.Value], axis: int, block_size: int | None = None) -> None:
-    attributes = {"axis": axis} if block_size is None else {"axis": axis, "block_size": block_size}
+def _dequantize(linear: Linear, inputs: list[ir.Value], **attributes: int) -> None:
     node = ir.node("DequantizeLinear", inputs, attributes, name=f"{linear.name}.weight.value")
     node.outputs[0].name = node.name
     _insert_before(linear.node, node)
@@ -116,6 +188,9 @@ def _dequantize(linear: Linear, inputs: list[ir.Value], axis: int, block_size: i
 
 
 def _insert_before(place: ir.Node, *nodes: ir.Node) -> None:
-    graph = place.graph
-    assert graph is not None
-    graph.insert_before(place, nodes)
+    _graph_of(place).insert_before(place, nodes)
+
+
+def _graph_of(node: ir.Node) -> ir.Graph:
+    assert isinstance(node.graph, ir.Graph)
+    return node.graph

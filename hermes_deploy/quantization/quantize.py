@@ -9,6 +9,7 @@ weight through a standard DequantizeLinear, in the form that becomes a low-preci
     int8                INT8 weight per column; the input goes through a static per-tensor INT8 Q/DQ
     fp8                 E4M3 weight per column; the input goes through a static per-tensor E4M3 Q/DQ
     w4a8                INT4 weight as for TensorRT; the input goes through a static E4M3 Q/DQ
+    nvfp4               E2M1 weight in blocks of 16; the input is quantized so too, block by block, as it comes
 
 A linear that the preparation keeps stays a plain MatMul in the activation dtype. No weight is read
 here (see `forms`). Files, tokenizers and gates are not known here.
@@ -24,12 +25,10 @@ import numpy as np
 import onnx_ir as ir
 
 from hermes_deploy.errors import QuantizationError
-from hermes_deploy.quantization import forms
+from hermes_deploy.quantization import forms, nvfp4
 from hermes_deploy.quantization.blocks import BlockForm
 from hermes_deploy.quantization.calibration import ActivationRanges
-from hermes_deploy.quantization.float8 import LARGEST as LARGEST_E4M3
-from hermes_deploy.quantization.float8 import scale_for
-from hermes_deploy.quantization.int8 import LARGEST as LARGEST_INT8
+from hermes_deploy.quantization.columns import LARGEST_E4M3, LARGEST_INT8, scale_for
 from hermes_deploy.quantization.linears import Linear, choose_block_size, find_linears
 from hermes_deploy.quantization.preparation import Preparation
 from hermes_deploy.recipes import Recipe, check_target
@@ -125,6 +124,9 @@ def _rewrite(
     if precision == "fp8":
         scale = scale_for(_peak(linear, preparation), dtype, LARGEST_E4M3)
         return [*forms.in_columns(linear, forms.E4M3, dtype), *forms.activation(linear, forms.E4M3, scale)]
+    if precision == "nvfp4":
+        whole = scale_for(_peak(linear, preparation), dtype, nvfp4.LARGEST)
+        return [*forms.in_nvfp4(linear, dtype), *forms.dynamic_nvfp4(linear, whole)]
     if precision != target.activation:
         raise QuantizationError(f"there is no form for {precision} linears on {target.name}")
     return []

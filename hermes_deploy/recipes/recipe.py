@@ -22,11 +22,11 @@ METHODS: dict[Precision, tuple[Method, ...]] = {
     "int8": ("rtn", "smoothquant"),
     "fp8": ("rtn",),
     "w4a8": ("rtn", "awq"),
-    "nvfp4": ("rtn", "awq"),
+    "nvfp4": ("rtn",),
 }
 """How the linears of each precision can be come by."""
 
-CALIBRATED: tuple[Precision, ...] = ("int8", "fp8", "w4a8")
+CALIBRATED: tuple[Precision, ...] = ("int8", "fp8", "w4a8", "nvfp4")
 """Precisions whose activations have static scales, so that they cannot be had without chats."""
 
 _SEARCHES: tuple[Method, ...] = ("awq", "smoothquant")

@@ -5,7 +5,8 @@ gives logits of every position, a few hundred positions at a time. Speed is seco
 
     ort dialect        as it is served: ONNX Runtime's optimizer, fused 4-bit linears, int8 activations
     portable dialect   ORT_ENABLE_BASIC (the optimizer would replace Q/DQ by kernels with other
-                       rounding) and no Q/DQ rewriting at all (without it FP8 fails to load)
+                       rounding) and no Q/DQ rewriting at all (without it FP8 fails to load);
+                       of an NVFP4 graph its twin (quantization.nvfp4_twin), over the same file
 
 A portable graph has a cache of max_context tokens whatever is asked; in memory, not in the file, it
 is shortened to what the texts need. That touches the shapes of inputs and outputs and the row of
@@ -25,6 +26,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from hermes_deploy.errors import GateError
+from hermes_deploy.quantization.nvfp4_twin import nvfp4_twin
 from hermes_deploy.runtime.ort_cpu import physical_cores
 
 CHUNK = 256
@@ -65,6 +67,7 @@ class Candidate:
         try:
             what: str | bytes = str(onnx_path)
             if self._portable:
+                nvfp4_twin(model)
                 _shorten(model, int(facts["max_context"]), longest)
                 what = ir.to_proto(model).SerializeToString()
             self._run = ort.InferenceSession(

@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from hermes_deploy.errors import GateError
 from hermes_deploy.graphs import ATTRIBUTE_LINEAR
+from hermes_deploy.quantization.forms import COLUMNS
 
 _PIECE = 1 << 20
 _SLAB = 1 << 22
@@ -114,7 +115,11 @@ def saved_linears(onnx_path: Path) -> Iterator[SavedLinear]:
         codes, scale = stored[0], stored[1]
         assert codes is not None and scale is not None
         zero = _floats(stored[2]) if len(stored) > 2 and stored[2] is not None else None
-        yield SavedLinear(name, codes, _floats(scale), zero if zero is not None and zero.any() else None)
+        factors = [use.node.inputs[1] for use in node.outputs[0].uses() if COLUMNS in use.node.metadata_props]
+        scales = _floats(scale)
+        if factors and factors[0] is not None and factors[0].const_value is not None:
+            scales = scales.reshape(()) * _floats(factors[0].const_value)
+        yield SavedLinear(name, codes, scales, zero if zero is not None and zero.any() else None)
 
 
 def saved_vectors(onnx_path: Path) -> Iterator[tuple[str, ir.TensorProtocol]]:

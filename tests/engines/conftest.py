@@ -16,7 +16,7 @@ ALL = ("sm80", "sm86", "sm89", "sm120")
 Build = Callable[..., EngineFiles]
 
 
-RECIPES = {"fp16": "fp16", "int4": "int4-rtn", "fp8": "fp8"}
+RECIPES = {"fp16": "fp16", "int4": "int4-rtn", "int8": "int8-sq", "fp8": "fp8", "w4a8": "w4a8"}
 """The recipe that promises each form of the hand-made decoder."""
 
 
@@ -25,7 +25,9 @@ def recipe_with_fp16_head(name: str) -> Recipe:
     return load_recipe(name).model_copy(update={"head": "fp16"})
 
 
-def build_decoder(folder: Path, decoder: Decoder, targets: tuple[str, ...], recipe: str = "") -> EngineFiles:
+def build_decoder(
+    folder: Path, decoder: Decoder, targets: tuple[str, ...], recipe: str = "", kept: tuple[str, ...] = ()
+) -> EngineFiles:
     """Really builds a hand-made decoder into `folder/engine`; `recipe` defaults to its own form."""
     return build_engine(
         write_decoder(folder / "graph", decoder),
@@ -33,12 +35,15 @@ def build_decoder(folder: Path, decoder: Decoder, targets: tuple[str, ...], reci
         folder / "engine",
         recipe=recipe_with_fp16_head(recipe or RECIPES[decoder.form]),
         profiles=serving_profiles(prefill_chunk=32, max_slots=4),
+        kept=kept,
     )
 
 
 @pytest.fixture
 def build(tmp_path: Path) -> Build:
-    def run(decoder: Decoder, targets: tuple[str, ...] = ALL, recipe: str = "") -> EngineFiles:
-        return build_decoder(tmp_path, decoder, targets, recipe)
+    def run(
+        decoder: Decoder, targets: tuple[str, ...] = ALL, recipe: str = "", kept: tuple[str, ...] = ()
+    ) -> EngineFiles:
+        return build_decoder(tmp_path, decoder, targets, recipe, kept)
 
     return run

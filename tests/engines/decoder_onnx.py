@@ -16,12 +16,17 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-Form = Literal["fp16", "int4", "fp8"]
+Form = Literal["fp16", "int4", "int8", "fp8", "w4a8"]
+
+E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
 
 
 @dataclass(frozen=True)
 class Decoder:
     """`fp32_scale`: scale in fp32 with a Cast behind it, the form that loses the INT4 fusion.
+
+    `scale_a_column`: fp8 and int8 weights with one DequantizeLinear of N scales, whose sums overflow.
+    `keeps_down`: the down projections stay in fp16.
 
     `stray_input`: "unused" adds an input that no node reads; "shape_only" one that only an
     operator reads whose result nobody needs.
@@ -30,6 +35,8 @@ class Decoder:
     form: Form = "fp16"
     block_size: int = 128
     fp32_scale: bool = False
+    scale_a_column: bool = False
+    keeps_down: bool = False
     stray_input: Literal["", "unused", "dead_end", "nonpad_kv_seqlen"] = ""
     layers: int = 2
     hidden: int = 256
@@ -42,7 +49,7 @@ class Decoder:
 
     @property
     def quantized_linears(self) -> int:
-        return 0 if self.form == "fp16" else 4 * self.layers
+        return 0 if self.form == "fp16" else (4 - self.keeps_down) * self.layers
 
 
 class _Writer:
@@ -68,9 +75,9 @@ class _Writer:
 
     def linear(self, x: str, name: str, k: int, n: int) -> str:
         w = self.weight((k, n))
-        if self.d.form == "fp16":
+        if self.d.form == "fp16" or (self.d.keeps_down and name.startswith("down")):
             return self.op("MatMul", [x, self.constant(f"{name}_w", w.astype(np.float16))], name)[0]
-        if self.d.form == "int4":
+        if self.d.form in ("int4", "w4a8"):
             block = self.d.block_size
             scale = np.abs(w.reshape(k // block, block, n)).max(axis=1) / 7
             q = np.clip(np.rint(w / np.repeat(scale, block, axis=0)), -8, 7).astype(ml_dtypes.int4)
@@ -82,17 +89,27 @@ class _Writer:
             else:
                 self.constant(f"{name}_s", scale.astype(np.float16))
                 dq = self.op("DequantizeLinear", [f"{name}_w", f"{name}_s"], f"{name}_dq", axis=0, block_size=block)
-            return self.op("MatMul", [x, dq[0]], name)[0]
-        scale = np.abs(w).max(axis=0) / 448
-        self.constant(f"{name}_w", (w / scale).astype(ml_dtypes.float8_e4m3fn))
-        self.constant(f"{name}_s", scale.astype(np.float16))
-        self.constant(f"{name}_z", np.zeros(n, dtype=ml_dtypes.float8_e4m3fn))
-        dq = self.op("DequantizeLinear", [f"{name}_w", f"{name}_s", f"{name}_z"], f"{name}_dq", axis=1)
+            return self.op("MatMul", [self.coded(x, name, E4M3) if self.d.form == "w4a8" else x, dq[0]], name)[0]
+        codes, largest = (E4M3, 448) if self.d.form == "fp8" else (np.dtype(np.int8), 127)
+        scale = np.abs(w).max(axis=0) / largest
+        self.constant(f"{name}_w", (w / scale).astype(codes))
+        if self.d.scale_a_column:
+            self.constant(f"{name}_s", scale.astype(np.float16))
+            self.constant(f"{name}_z", np.zeros(n, dtype=codes))
+            dq = self.op("DequantizeLinear", [f"{name}_w", f"{name}_s", f"{name}_z"], f"{name}_dq", axis=1)
+            return self.op("MatMul", [self.coded(x, name, codes), dq[0]], name)[0]
+        self.constant(f"{name}_s", scale.min().astype(np.float16))
+        self.constant(f"{name}_z", np.zeros((), dtype=codes))
+        self.constant(f"{name}_c", (scale / scale.min()).astype(np.float16))
+        dq = self.op("DequantizeLinear", [f"{name}_w", f"{name}_s", f"{name}_z"], f"{name}_dq")
+        product = self.op("MatMul", [self.coded(x, name, codes), dq[0]], name)
+        return self.op("Mul", [product[0], f"{name}_c"], f"{name}_columns")[0]
+
+    def coded(self, x: str, name: str, codes: np.dtype) -> str:
         self.constant(f"{name}_xs", np.array(0.02, dtype=np.float16))
-        self.constant(f"{name}_xz", np.array(0, dtype=ml_dtypes.float8_e4m3fn))
+        self.constant(f"{name}_xz", np.array(0, dtype=codes))
         xq = self.op("QuantizeLinear", [x, f"{name}_xs", f"{name}_xz"], f"{name}_xq")
-        xdq = self.op("DequantizeLinear", [xq[0], f"{name}_xs", f"{name}_xz"], f"{name}_xdq")
-        return self.op("MatMul", [xdq[0], dq[0]], name)[0]
+        return self.op("DequantizeLinear", [xq[0], f"{name}_xs", f"{name}_xz"], f"{name}_xdq")[0]
 
     def norm(self, x: str, name: str) -> str:
         self.constant(f"{name}_g", np.ones(self.d.hidden, dtype=np.float16))

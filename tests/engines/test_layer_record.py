@@ -45,7 +45,7 @@ def test_a_kernel_of_another_node_does_not_count() -> None:
 
 
 def test_fp8_weights_count_only_with_an_fp8_activation() -> None:
-    linear = Linear("[ONNX Layer: qkv]", "fp8", 256 * 512)
+    linear = Linear("[ONNX Layer: qkv]", "fp8", 256 * 512, activation="fp8")
     weights = _operand("FP8", "256,512")
     assert _count(_line([_operand("FP8", "-1,256")], [weights], "qkv"), linear) == 1
     assert _count(_line([HALF], [weights], "qkv"), linear) == 0

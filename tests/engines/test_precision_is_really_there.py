@@ -16,7 +16,7 @@ from hermes_deploy.quantization import ActivationRanges, find_linears, quantize
 from hermes_deploy.recipes import load_recipe
 from hermes_deploy.targets import target
 from tests.engines.conftest import ALL, Build
-from tests.engines.decoder_onnx import Decoder
+from tests.engines.decoder_onnx import Decoder, Form
 from tests.engines.random_weights import random_tensors
 
 TENSORRT_BLOCK_SIZES = sorted({size for name in ALL for size in target(name).block_sizes})
@@ -56,6 +56,58 @@ def test_an_fp8_engine_for_two_gpus_multiplies_in_fp8(build: Build) -> None:
     assert sidecar.compute_capabilities == ["8.9", "12.0"]
     assert sidecar.layers.gemms["fp8"] == decoder.quantized_linears * PROFILES
     assert sidecar.layers.fused_attention == {"gemm_mha_v2": 2, "gemv_mha_v1": 2}
+
+
+def test_an_int8_engine_for_four_gpus_multiplies_in_int8(build: Build) -> None:
+    decoder = Decoder("int8")
+    sidecar = build(decoder).sidecar
+    assert sidecar.layers.linears == {"fp16": 1, "int8": decoder.quantized_linears}
+    assert sidecar.layers.gemms["int8"] == decoder.quantized_linears * PROFILES
+    assert sidecar.layers.fused_attention == {"gemm_mha_v2": 2, "gemv_mha_v1": 2}
+
+
+@pytest.mark.parametrize("form", ["int8", "fp8"])
+def test_a_scale_a_column_whose_sums_would_overflow_fails_the_build(build: Build, form: Form) -> None:
+    with pytest.raises(EngineError, match=rf"node_qkv_0\] dequantizes its {form} weight with 512 scales.*overflow"):
+        build(Decoder(form, scale_a_column=True), ("sm89",))
+
+
+def test_kept_linears_stay_in_fp16_and_the_rest_is_proved(build: Build) -> None:
+    decoder = Decoder("int8", keeps_down=True)
+    kept = ("node_down_0", "node_down_1")
+    sidecar = build(decoder, ("sm86",), kept=kept).sidecar
+    assert sidecar.kept == sorted(kept)
+    assert sidecar.layers.linears == {"fp16": 3, "int8": 6}
+    assert sidecar.layers.gemms == {"fp16": 3 * PROFILES, "int8": 6 * PROFILES}
+
+
+@pytest.mark.parametrize(
+    ("decoder", "kept", "says"),
+    [
+        (Decoder("int8", keeps_down=True), ("node_down_0",), "promises int8 linears, but 1 of 9 are fp16.*down_1"),
+        (Decoder("int8"), ("node_down_0",), "node_down_0 was to be kept in fp16, but it is int8"),
+        (Decoder("int8"), ("node_nothing",), "node_nothing was to be kept in fp16, but it is not in the graph"),
+        (
+            Decoder("fp16"),
+            tuple(f"node_{part}_{layer}" for part in ("qkv", "o", "gate_up", "down") for layer in (0, 1)),
+            "8 of 8 linears are kept in fp16: that is no int8 engine",
+        ),
+    ],
+)
+def test_what_is_kept_is_what_was_asked_for_and_no_more(
+    build: Build, decoder: Decoder, kept: tuple[str, ...], says: str
+) -> None:
+    with pytest.raises(EngineError, match=says):
+        build(decoder, ("sm86",), "int8-sq", kept)
+
+
+def test_tensorrt_does_not_take_int4_weights_with_fp8_activations(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When this fails, TensorRT has learned it: let targets claim w4a8."""
+    monkeypatch.setattr("hermes_deploy.engines.build.check_target", lambda *_: None)
+    with pytest.raises(EngineError, match=r"could not build the engine.*is_constant"):
+        build(Decoder("w4a8"), ("sm89",))
 
 
 def test_an_int4_scale_in_fp32_loses_the_fusion_and_fails_the_build(build: Build, tmp_path: Path) -> None:
@@ -104,6 +156,8 @@ SMALL = DecoderConfig(
         ("fp16", ALL, {"fp16": 18}),
         ("int4-rtn", ALL, {"int4": 18}),
         ("fp8", ("sm89", "sm120"), {"fp16": 2, "fp8": 16}),
+        ("int8-sq", ALL, {"fp16": 2, "int8": 16}),
+        ("nvfp4", ("sm120",), {"fp16": 2, "nvfp4": 16}),
     ],
 )
 def test_what_graphs_and_quantization_emit_becomes_an_engine_with_those_kernels(

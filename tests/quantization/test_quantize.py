@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
@@ -16,13 +15,17 @@ import pytest
 from hermes_deploy.checkpoints.checkpoint import Checkpoint
 from hermes_deploy.errors import QuantizationError, TargetError
 from hermes_deploy.graphs import GraphSpec, build_decoder, linear_names, save_model
-from hermes_deploy.quantization import ActivationRanges, QuantizationReport, quantize
+from hermes_deploy.quantization import ActivationRanges, Preparation, QuantizationReport, quantize
 from hermes_deploy.recipes import load_recipe
 from hermes_deploy.targets import target
 
 
 def make(
-    checkpoint: Checkpoint, recipe: str, where: str, ranges: ActivationRanges | None = None, **changes: Any
+    checkpoint: Checkpoint,
+    recipe: str,
+    where: str,
+    ranges: Preparation | ActivationRanges | None = None,
+    **changes: Any,
 ) -> tuple[ir.Model, QuantizationReport]:
     goal = target(where)
     model = build_decoder(GraphSpec(checkpoint.config, goal.dialect, goal.activation, 64), checkpoint.tensors)
@@ -66,27 +69,16 @@ def test_int4_for_tensorrt_has_the_form_that_is_fused_there(tiny: Checkpoint) ->
         assert node.attributes["block_size"].as_int() == 64
 
 
-def test_fp8_quantizes_weights_by_column_and_inputs_whole(tiny: Checkpoint, ranges: ActivationRanges) -> None:
-    model, report = make(tiny, "fp8", "sm89", ranges)
-    assert report.forms["head"] == "fp16"
-    assert report.block_size is None
-    linears = {node.metadata_props["linear"]: node for node in model.graph if "linear" in node.metadata_props}
-    for name, node in linears.items():
-        source = node.inputs[1].producer()  # type: ignore[union-attr]
-        if name == "head":
-            assert source is None
-            continue
-        assert source is not None and source.attributes["axis"].as_int() == 1
-        inputs = node.inputs[0].producer()  # type: ignore[union-attr]
-        assert inputs is not None and inputs.op_type == "DequantizeLinear"
-        scale = inputs.inputs[1].const_value  # type: ignore[union-attr]
-        assert scale is not None and scale.dtype == ir.DataType.FLOAT16
-        assert float(scale.numpy()) == pytest.approx(ranges.largest[name] / 448, rel=1e-3)
-        assert not inputs.inputs[2].const_value.numpy().astype(np.float32).any()  # type: ignore[union-attr]
-
-
 @pytest.mark.parametrize(
-    ("recipe", "where"), [("int4-rtn", "cpu"), ("int4-rtn", "cuda"), ("int4-rtn", "sm80"), ("fp8", "sm120")]
+    ("recipe", "where"),
+    [
+        ("int4-rtn", "cpu"),
+        ("int4-rtn", "cuda"),
+        ("int4-rtn", "sm80"),
+        ("int8-sq", "sm80"),
+        ("fp8", "sm120"),
+        ("nvfp4", "sm120"),
+    ],
 )
 def test_the_saved_graph_is_valid_onnx(
     recipe: str, where: str, tiny: Checkpoint, ranges: ActivationRanges, tmp_path: Path
@@ -135,9 +127,31 @@ def test_a_matrix_that_no_block_divides_is_named(tiny: Checkpoint) -> None:
         quantize(model, load_recipe("int4-rtn"), goal)
 
 
-def test_fp8_without_calibration_is_refused(tiny: Checkpoint) -> None:
-    with pytest.raises(QuantizationError, match="calibration"):
-        make(tiny, "fp8", "sm89")
+@pytest.mark.parametrize("recipe", ["fp8", "int8-sq", "nvfp4", "int4-awq"])
+def test_a_recipe_with_calibration_is_refused_without_one(recipe: str, tiny: Checkpoint) -> None:
+    with pytest.raises(QuantizationError, match=f"recipe {recipe} needs a calibration"):
+        make(tiny, recipe, "sm120")
+
+
+def keeping(ranges: ActivationRanges, *names: str) -> Preparation:
+    kept = dict.fromkeys(names, "a massive activation")
+    return Preparation({}, ranges.largest, ranges.power, kept, ranges.chats, ranges.tokens)
+
+
+def test_a_kept_linear_stays_as_it_was_and_is_reported(tiny: Checkpoint, ranges: ActivationRanges) -> None:
+    model, report = make(tiny, "int8-sq", "sm86", keeping(ranges, "layers.1.down"))
+    assert report.kept == {"layers.1.down": "a massive activation"}
+    assert report.forms["layers.1.down"] == "fp16"
+    assert Counter(report.forms.values()) == {"int8": 7, "fp16": 2}
+    (down,) = (node for node in model.graph if node.metadata_props.get("linear") == "layers.1.down")
+    assert not [v for v in down.inputs if v is None or getattr(v.producer(), "op_type", "") == "DequantizeLinear"]
+
+
+def test_too_much_kept_is_no_recipe(tiny: Checkpoint, ranges: ActivationRanges) -> None:
+    with pytest.raises(QuantizationError, match=r"3 of 8 linears would stay unquantized, over 25%.*layers\.0\.qkv"):
+        make(tiny, "int8-sq", "sm86", keeping(ranges, "layers.0.qkv", "layers.0.o", "layers.0.down"))
+    with pytest.raises(QuantizationError, match=r"keeps layers\.7\.o, which is no linear"):
+        make(tiny, "int8-sq", "sm86", keeping(ranges, "layers.7.o"))
 
 
 def test_a_block_size_that_does_not_divide_is_refused_with_those_that_do(tiny: Checkpoint) -> None:
