@@ -1,8 +1,8 @@
 """Source tensors to initializers that are read only while they are written. Pure until evaluated.
 
 Takes `LazyTensor`s of a checkpoint, gives `Weight`s: nothing is loaded when the graph is built,
-nothing is kept after evaluation, and a fused weight holds one source at a time. All cores share the
-transposing of one source: for a 7B it is 15 GB that pass through here.
+nothing is kept after evaluation, and a fused weight that is written as it is holds one source at a
+time. All cores share the turning of one source: for a 7B it is 15 GB that pass through here.
 """
 
 from __future__ import annotations
@@ -58,6 +58,53 @@ class Weight(ir.LazyTensor):
         return self._values("fp32")
 
 
+class LinearWeight(Weight):
+    """A `Weight` `[K, sum(N_i)]` over sources `[N_i, K]`. `turned()` reads it in tiles."""
+
+    def __init__(self, name: str, sources: Sequence[LazyTensor], precision: str) -> None:
+        inputs, outputs = sources[0].shape[1], sum(source.shape[0] for source in sources)
+
+        def evaluate(wanted: str) -> npt.NDArray[Any]:
+            joined = np.empty((inputs, outputs), dtype=NUMPY_DTYPES[wanted])
+            at = 0
+            for source in sources:
+                values = source.load()
+                _transpose(values, joined[:, at : at + values.shape[0]])
+                at += values.shape[0]
+                del values  # before the next source is loaded
+            return joined
+
+        super().__init__(name, (inputs, outputs), precision, evaluate)
+        self._sources = sources
+
+    def turned(self) -> Turned:
+        return Turned([source.load() for source in self._sources])
+
+
+class Turned:
+    """`[K, sum(N_i)]` in float32 over loaded sources `[N_i, K]`: `turned[rows, columns]` makes one tile.
+
+    What is made stays in the core's cache. A whole matrix does not: for a 7B it would be written
+    to, and read from, memory that the kernel has to hand out and clear first, 30 GB in all.
+    """
+
+    def __init__(self, sources: Sequence[npt.NDArray[Any]]) -> None:
+        self._sources = sources
+        self.shape = (sources[0].shape[1], sum(len(source) for source in sources))
+
+    def __getitem__(self, at: tuple[slice, slice]) -> npt.NDArray[np.float32]:
+        """A new array. Slices without a step."""
+        (top, bottom, _), (left, right, _) = (part.indices(size) for part, size in zip(at, self.shape, strict=True))
+        tile = np.empty((bottom - top, right - left), dtype=np.float32)
+        begin = 0
+        for source in self._sources:
+            first, last = max(left, begin), min(right, begin + len(source))
+            if first < last:
+                _turn(source[first - begin : last - begin, top:bottom], tile[:, first - left : last - left])
+            begin += len(source)
+        return tile
+
+
 class Source:
     """The checkpoint's tensors, looked up by Hugging Face name and checked by shape."""
 
@@ -80,22 +127,9 @@ class Source:
         return tensor
 
 
-def linear_weight(name: str, sources: Sequence[LazyTensor], precision: str) -> Weight:
+def linear_weight(name: str, sources: Sequence[LazyTensor], precision: str) -> LinearWeight:
     """`[N_i, K]` sources, transposed and put side by side: `[K, sum(N_i)]`."""
-    inputs = sources[0].shape[1]
-    outputs = sum(source.shape[0] for source in sources)
-
-    def evaluate(wanted: str) -> npt.NDArray[Any]:
-        joined = np.empty((inputs, outputs), dtype=NUMPY_DTYPES[wanted])
-        at = 0
-        for source in sources:
-            values = source.load()
-            _transpose(values, joined[:, at : at + values.shape[0]])
-            at += values.shape[0]
-            del values  # before the next source is loaded
-        return joined
-
-    return Weight(name, (inputs, outputs), precision, evaluate)
+    return LinearWeight(name, sources, precision)
 
 
 def plain_weight(name: str, source: LazyTensor, precision: str) -> Weight:
@@ -109,22 +143,25 @@ def plain_weight(name: str, source: LazyTensor, precision: str) -> Weight:
 
 def _transpose(values: npt.NDArray[Any], into: npt.NDArray[Any]) -> None:
     """`into` [K, N] becomes `values` [N, K] turned, in the dtype of `into`."""
-    rows, columns = values.shape
-    widens = values.dtype == _BF16 and into.dtype == np.float32
 
-    def turn(top: int) -> None:
-        for left in range(0, columns, _TILE):
-            tile = values[top : top + _TILE, left : left + _TILE]
-            if widens:
-                # a bfloat16 is the upper half of a float32; numpy's own cast takes twice the time
-                bits = tile.view(np.uint16).astype(np.uint32)
-                bits <<= 16
-                tile = bits.view(np.float32)
-            with np.errstate(over="ignore"):  # a thread has its own
-                into[left : left + _TILE, top : top + _TILE] = tile.T
+    def rows(top: int) -> None:
+        _turn(values[top : top + _TILE], into[:, top : top + _TILE])
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:  # numpy lets go of the GIL inside its loops
-        list(pool.map(turn, range(0, rows, _TILE)))
+        list(pool.map(rows, range(0, len(values), _TILE)))
+
+
+def _turn(values: npt.NDArray[Any], into: npt.NDArray[Any]) -> None:
+    widens = values.dtype == _BF16 and into.dtype == np.float32
+    for left in range(0, values.shape[1], _TILE):
+        tile = values[:, left : left + _TILE]
+        if widens:
+            # a bfloat16 is the upper half of a float32; numpy's own cast takes twice the time
+            bits = tile.view(np.uint16).astype(np.uint32)
+            bits <<= 16
+            tile = bits.view(np.float32)
+        with np.errstate(over="ignore"):  # a thread has its own
+            into[left : left + _TILE] = tile.T
 
 
 def _is_finite(values: npt.NDArray[Any]) -> bool:

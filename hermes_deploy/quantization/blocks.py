@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +26,12 @@ from hermes_deploy.quantization.compensate import Coupling, coupling
 
 Float = npt.NDArray[np.float32]
 
-_TILE = 1 << 16
-"""Elements that one step works on: small enough that its temporaries stay in the core's cache."""
+_TILE = 1 << 18
+"""Elements that one step works on. Its temporaries stay in the core's cache, and each call of numpy lasts
+long enough to hand the interpreter to another thread; at 1 << 16 two cores hardly beat one."""
+
+_WIDTH = 512
+"""Columns of a tile: near a square, since a tile may be read from the matrix lying on its side."""
 
 _LOWEST_LEVEL = 8.0
 """Plain symmetric rounding: scale = max|w| / 8, the levels -8..7. A block's greatest positive weight is
@@ -73,8 +77,17 @@ class BlockQuantized:
     zero_points: npt.NDArray[np.uint8] | None
 
 
+class Sliced(Protocol):
+    """A float matrix [K, N] that gives `matrix[rows, columns]`: an array, or one that is made tile by tile."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, at: tuple[slice, slice], /) -> npt.NDArray[Any]: ...
+
+
 def quantize_blocks(
-    weight: npt.NDArray[Any],
+    weight: Sliced,
     form: BlockForm,
     name: str = "weight",
     importance: Float | None = None,
@@ -105,14 +118,14 @@ def quantize_blocks(
         def some_columns(left: int) -> None:
             own = slice(left, left + strip)
             some_zeros = None if zeros is None else zeros[:, own]
-            _compensated(weight[:, own], pairs, heft, form, name, codes[:, own], scales[:, own], some_zeros)
+            _compensated(weight[0:rows, own], pairs, heft, form, name, codes[:, own], scales[:, own], some_zeros)
 
         strip = min(_STRIP, -(-columns // workers))
         with ThreadPoolExecutor(workers) as pool:
             list(pool.map(some_columns, range(0, columns, strip)))
         return BlockQuantized(pack_nibbles(codes), scales, None if zeros is None else pack_nibbles(zeros))
 
-    width = max(1, min(columns, _TILE // block))
+    width = min(columns, max(_WIDTH, _TILE // rows))
     depth = max(1, _TILE // (block * width))
 
     def one_slab(first: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ import onnx_ir as ir
 
 from hermes_deploy.errors import QuantizationError
 from hermes_deploy.graphs import ATTRIBUTE_LINEAR
-from hermes_deploy.graphs.weights import Weight
+from hermes_deploy.graphs.weights import LinearWeight, Turned, Weight
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,11 @@ class Linear:
         stored = self.weight.const_value
         assert stored is not None
         return stored.float32() if isinstance(stored, Weight) else stored.numpy().astype(np.float32, copy=False)
+
+    def tiles(self) -> npt.NDArray[np.float32] | Turned:
+        """The same to be read in tiles, `[rows, columns]` at a time, where the source allows it."""
+        stored = self.weight.const_value
+        return stored.turned() if isinstance(stored, LinearWeight) else self.float32()
 
 
 def find_linears(model: ir.Model) -> list[Linear]:
@@ -56,7 +62,17 @@ def find_linears(model: ir.Model) -> list[Linear]:
     return found
 
 
-def choose_block_size(linears: Sequence[Linear], allowed: Sequence[int], asked: int | None = None) -> int:
+class Blocked(Protocol):
+    """What is to be cut into blocks along its `rows`: a Linear, or a matrix that no graph holds yet."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def rows(self) -> int: ...
+
+
+def choose_block_size(linears: Sequence[Blocked], allowed: Sequence[int], asked: int | None = None) -> int:
     """`asked`, or the first of `allowed`, that divides K of every linear: one size for the whole graph.
 
     Raises QuantizationError that names the matrices that are in the way and the sizes that would do.
