@@ -25,10 +25,14 @@ from hermes_deploy.quantization.reference import Progress, hidden_states
 POSITIONS = 8192
 """About how many positions are compared."""
 
+TOKENS_A_CHAT = 128
+"""Fewer positions than this a chat are had from fewer chats: what stands first is hardly more than the
+question, and surprises any model."""
+
 PROMPTS = 8
 """Questions that a candidate answers by itself."""
 
-_FORM = 2
+_FORM = 3
 """Goes up when the same inputs give another reference."""
 
 
@@ -75,11 +79,12 @@ def heldout_texts(tokenizer: EncodesChats, positions: int = POSITIONS) -> Texts:
     """The held-out chats through the model's own template: as sequences, cut so that they have about
     `positions` tokens together, and some first questions as prompts.
 
-    Cut is what is longest: every chat keeps its first tokens up to one common length. Raises
-    CheckpointError when the template cannot render one.
+    For few positions the first chats are taken, not the opening words of all. Cut is what is longest:
+    every chat keeps its first tokens up to one common length. Raises CheckpointError when the
+    template cannot render one.
     """
     chats = heldout_chats()
-    whole = encode_chats(tokenizer, chats)
+    whole = encode_chats(tokenizer, chats[: -(-positions // TOKENS_A_CHAT)])
     length = _common_length(list(map(len, whole)), positions)
     return Texts(tuple(tuple(ids[:length]) for ids in whole), _prompts(tokenizer, chats))
 
