@@ -119,7 +119,7 @@ class _Build:
         if variant.served:
             files = dict.fromkeys((t.name for t in variant.targets), self._ship(variant.name, graph))
         for group, key in planned.engines:
-            make = functools.partial(stages.make_engine, group, job.recipe, graph.folder)
+            make = functools.partial(stages.make_engine, group, job.recipe, preparation, graph.folder)
             engine = self._stage(key, f"{group.flavour} {group.version}", make)
             name = "-".join(["tensorrt", *(target.name for target in group.targets)])
             files |= dict.fromkeys((t.name for t in group.targets), self._ship(name, engine))

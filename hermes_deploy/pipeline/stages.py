@@ -95,13 +95,16 @@ def read_gate(folder: Path, recipe: Recipe, parameters: int) -> GateResult:
     )
 
 
-def make_engine(group: EngineGroup, recipe: Recipe, graph: Path, into: Path, tell: Tell) -> None:
+def make_engine(
+    group: EngineGroup, recipe: Recipe, preparation: Preparation | None, graph: Path, into: Path, tell: Tell
+) -> None:
     build_engine(
         graph / MODEL,
         group.targets,
         into,
         recipe=recipe,
         profiles=profiles(recipe),
+        kept=() if preparation is None else preparation.kept,
         progress=lambda at: tell(at.step, at.steps, at.phase),
     )
 
