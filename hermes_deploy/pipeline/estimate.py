@@ -1,14 +1,15 @@
 """How much memory and disk each stage will take, from shapes alone. Reads no weight. Pure.
 
-Bytes; W: all weights of a variant as they are stored, M: the largest matrix of the graph in
-float32, H: half a layer (its larger half) in float32, V: one row of logits. Meant to be a little
-above what was measured (docs/pipeline.md has the table); page cache is not counted, the kernel
-takes that back.
+Bytes; W: all weights of a variant as they are stored, D: the same dequantized to the activation
+dtype, M: the largest matrix of the graph in float32, H: half a layer (its larger half) in float32.
+Meant to be a little above what was measured (docs/pipeline.md has the table); page cache is not
+counted, the kernel takes that back.
 
     calibrate, reference   PROCESS + H + embedding + what is kept of all positions
-    graph                  PROCESS + 5 M           source, joined, error of rounding, codes
-    gate                   PROCESS + 2 W + head + logits of one run (portable: of several, and M)
-    engine                 PROCESS + ENGINE + W x 3.0 (int4) or 2.45 (all else), in TensorRT's own process
+    graph                  PROCESS + 3 M           source, joined, codes
+    gate                   PROCESS + 2.25 W + head + logits of one run
+    gate, portable graph   PROCESS + D + head + logits of several runs     ONNX Runtime keeps what it dequantized
+    engine                 PROCESS + ENGINE + 2.5 W     TensorRT's own process, its result streamed to disk
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from hermes_deploy.pipeline.plan import BuildPlan, PlannedVariant
 from hermes_deploy.pipeline.variants import VariantSize
 
 MB = 1_000_000
-PROCESS = 300 * MB
+PROCESS = 600 * MB
 """Python with its packages, and what earlier stages leave in its heap."""
 ENGINE = 600 * MB
-"""TensorRT's libraries and their tables. Measured with the factors: 988 MB for a 169 MB int4 engine, 12.65 GB for
-4.15 GB; fp8: 1,166 MB for 277 MB, 18.7 GB for 7.53 GB; fp16: 1,325 MB for 349 MB."""
+"""TensorRT's libraries and their tables. Measured in its process: int4 988 MB for an engine of 169 MB, 10.4 GB for
+4.15 GB; fp8 1,166 MB for 277 MB, 18.7 GB for 7.53 GB; fp16 1,325 MB for 349 MB."""
 SMALL_FILES = 20 * MB
 """Tokenizer, manifest, reports and licences of an artifact."""
 
@@ -81,10 +82,9 @@ def estimate(
             # scales of inputs, and where they are folded, a few vectors a layer
             disk = 16 * config.layers * (4 * config.hidden_size + config.intermediate_size)
             needs.append((planned.calibrate, shapes.decoder(positions["calibration"], kept=shapes.kept), disk))
-        needs.append((planned.graph, PROCESS + 5 * size.largest, size.stored))
+        needs.append((planned.graph, PROCESS + 3 * size.largest, size.stored))
         needs.append((planned.gate, _gate(planned, shapes, size), MB))
-        factor = 3.0 if size.linear == "int4" else 2.45
-        needs += [(key, PROCESS + ENGINE + int(factor * size.stored), size.stored) for _, key in planned.engines]
+        needs += [(key, PROCESS + ENGINE + 5 * size.stored // 2, size.stored) for _, key in planned.engines]
         artifact += size.stored * (1 if planned.variant.served else len(planned.engines))
     return Estimate(
         tuple(StageNeed(key.name, memory, disk, key.digest in reused) for key, memory, disk in needs), artifact
@@ -109,11 +109,10 @@ class _Shapes:
 
 
 def _gate(planned: PlannedVariant, shapes: _Shapes, size: VariantSize) -> int:
-    common = PROCESS + 2 * size.stored + shapes.head
-    if planned.variant.served:
-        return common + 4 * 256 * shapes.logits
-    # several texts at once, up to 160 MiB of logits, and a matrix dequantized
-    return common + 4 * max(160 << 20, 256 * shapes.logits) + 2 * size.largest
+    if planned.variant.served:  # ONNX Runtime packs the weights once more
+        return PROCESS + 9 * size.stored // 4 + shapes.head + 4 * 256 * shapes.logits
+    # several texts at once, up to 160 MiB of logits
+    return PROCESS + size.dequantized + shapes.head + 4 * max(160 << 20, 256 * shapes.logits)
 
 
 def problems(need: Estimate, memory: Room, cache: Room, output: Room) -> list[str]:
