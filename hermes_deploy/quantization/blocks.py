@@ -37,8 +37,9 @@ _LOWEST_LEVEL = 8.0
 """Plain symmetric rounding: scale = max|w| / 8, the levels -8..7. A block's greatest positive weight is
 clipped by at most one step; all the others gain an eighth against max|w| / 7."""
 
-_STRIP = 2048
-"""Most columns that are rounded side by side where errors are handed down the rows."""
+_STRIP = 1024
+"""Columns that are rounded side by side where errors are handed down the rows; the same on every
+machine, since the last bits of a product depend on its shape."""
 
 _STEP = 16
 """Rows whose errors are handed on one by one; farther ones get them together."""
@@ -116,13 +117,12 @@ def quantize_blocks(
         codes = np.empty((rows, columns), dtype=np.uint8)
 
         def some_columns(left: int) -> None:
-            own = slice(left, left + strip)
+            own = slice(left, left + _STRIP)
             some_zeros = None if zeros is None else zeros[:, own]
             _compensated(weight[0:rows, own], pairs, heft, form, name, codes[:, own], scales[:, own], some_zeros)
 
-        strip = min(_STRIP, -(-columns // workers))
         with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(some_columns, range(0, columns, strip)))
+            list(pool.map(some_columns, range(0, columns, _STRIP)))
         return BlockQuantized(pack_nibbles(codes), scales, None if zeros is None else pack_nibbles(zeros))
 
     width = min(columns, max(_WIDTH, _TILE // rows))

@@ -22,7 +22,7 @@ Float = npt.NDArray[np.float32]
 
 RANK = 32
 _SPARE = 8
-_ITERATIONS = 3
+_ITERATIONS = 2
 _DAMPING = 0.02
 """Of the mean power, added to each input's own: else the weights of inputs that hardly ever move
 would take all errors on themselves and leave the range of their block."""

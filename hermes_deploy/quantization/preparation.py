@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ from hermes_deploy.errors import QuantizationError
 from hermes_deploy.quantization.equalize import Float, fold
 
 MAX_FILE_BYTES = 1 << 30
-"""A 7B takes 10 MB."""
+"""A 7B takes 120 MB."""
+
+_KINDS = ("scales", "power", "directions", "largest", "kept")
 
 _LINEAR = re.compile(r"head|layers\.\d{1,4}\.(qkv|o|gate_up|down)")
 
@@ -34,6 +36,7 @@ class Preparation:
     `largest`: the bound of |input| that a static activation quantizer uses, after folding.
     `power` [K]: the mean square of each input, after folding: how much its weights matter.
     `kept`: why a linear stays in the activation precision.
+    `directions` [K, rank]: in which its inputs move together, after folding (see `compensate`).
     """
 
     scales: Mapping[str, Float]
@@ -42,6 +45,7 @@ class Preparation:
     kept: Mapping[str, str]
     chats: int
     tokens: int
+    directions: Mapping[str, Float] = field(default_factory=dict)
 
     def tensors(self, config: DecoderConfig, tensors: Mapping[str, LazyTensor]) -> Mapping[str, LazyTensor]:
         """The same model with the scales folded in. Raises as `equalize.fold`."""
@@ -52,6 +56,7 @@ class Preparation:
         arrays: dict[str, npt.NDArray[Any]] = {"counts": np.asarray([self.chats, self.tokens], dtype=np.int64)}
         arrays |= {f"scales/{name}": self.scales[name] for name in sorted(self.scales)}
         arrays |= {f"power/{name}": self.power[name] for name in sorted(self.power)}
+        arrays |= {f"directions/{name}": self.directions[name] for name in sorted(self.directions)}
         arrays |= {f"largest/{name}": np.asarray(self.largest[name], np.float64) for name in sorted(self.largest)}
         arrays |= {f"kept/{name}": np.frombuffer(self.kept[name].encode(), np.uint8) for name in sorted(self.kept)}
         with path.open("wb") as file:
@@ -66,7 +71,7 @@ class Preparation:
                 found = {name: file[name] for name in file.files}
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise QuantizationError(f"{path} is no preparation: {error}. Build again with --no-cache.") from None
-        groups: dict[str, dict[str, npt.NDArray[Any]]] = {"scales": {}, "power": {}, "largest": {}, "kept": {}}
+        groups: dict[str, dict[str, npt.NDArray[Any]]] = {kind: {} for kind in _KINDS}
         counts = found.pop("counts", None)
         for key, array in found.items():
             kind, _, name = key.partition("/")
@@ -82,6 +87,7 @@ class Preparation:
             kept={name: bytes(text).decode("utf-8", "replace") for name, text in groups["kept"].items()},
             chats=int(counts[0]),
             tokens=int(counts[1]),
+            directions=groups["directions"],
         )
 
 
@@ -99,6 +105,8 @@ def _holds(kind: str, array: npt.NDArray[Any]) -> bool:
         return array.ndim == 1 and array.dtype == np.uint8
     if kind == "largest":
         return array.ndim == 0 and array.dtype == np.float64 and bool(np.isfinite(array) and array >= 0)
+    if kind == "directions":
+        return array.ndim == 2 and array.dtype == np.float32 and bool(np.isfinite(array).all())
     if array.ndim != 1 or array.dtype != np.float32 or not np.isfinite(array).all():
         return False
     return bool((array > 0).all()) if kind == "scales" else bool((array >= 0).all())

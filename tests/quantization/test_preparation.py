@@ -20,6 +20,7 @@ def some_preparation() -> Preparation:
         kept={"layers.10.down": "8-bit activations lose 31 % of its output"},
         chats=3,
         tokens=400,
+        directions={"head": np.asarray([[1.0, -0.5], [0.0, 0.25]], np.float32)},
     )
 
 
@@ -36,7 +37,9 @@ def test_a_preparation_comes_back_from_its_file(tmp_path: Path) -> None:
 
 def test_the_same_preparation_gives_the_same_bytes(tmp_path: Path) -> None:
     made = some_preparation()
-    turned = Preparation(made.scales, dict(reversed(made.largest.items())), made.power, made.kept, 3, 400)
+    turned = Preparation(
+        made.scales, dict(reversed(made.largest.items())), made.power, made.kept, 3, 400, made.directions
+    )
     made.save(tmp_path / "a")
     turned.save(tmp_path / "b")
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
