@@ -11,6 +11,7 @@ optional sliding window, SwiGLU.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -25,6 +26,8 @@ Float = npt.NDArray[np.float32]
 Apply = Callable[[Float], Float]
 Observe = Callable[[str, Float], None]
 """Called with a linear's name ("layers.0.qkv") and its input [positions, K]; must not keep it."""
+Past = dict[tuple[str, int], tuple[Float, Float]]
+"""Rotated keys and values [positions, kv_heads, head_dim], by layer and sequence."""
 Progress = Callable[[int, int], None]
 """(layers done, layers in all)."""
 
@@ -46,10 +49,13 @@ class Weights(Protocol):
 
 
 class CheckpointWeights:
-    """The weights as they came."""
+    """The weights as they came. Of the matrices that are asked for first, up to `keep` bytes stay in
+    memory, for who asks again and again."""
 
-    def __init__(self, tensors: Mapping[str, LazyTensor]) -> None:
+    def __init__(self, tensors: Mapping[str, LazyTensor], keep: int = 0) -> None:
         self._tensors = tensors
+        self._room = keep
+        self._kept: dict[str, Apply] = {}
 
     def embed(self, ids: npt.NDArray[np.int64]) -> Float:
         rows: Float = self._tensors[EMBEDDING].load()[ids].astype(np.float32)
@@ -63,6 +69,8 @@ class CheckpointWeights:
         return self._tensors[f"model.layers.{layer}.{kind}.weight"].float32()
 
     def linear(self, name: str) -> Apply:
+        if name in self._kept:
+            return self._kept[name]
         _, layer, part = name.split(".")
         sources = [self._tensors[f"model.layers.{layer}.{each}.weight"].float32() for each in LINEAR_SOURCES[part]]
         ends = np.cumsum([len(source) for source in sources])
@@ -73,6 +81,10 @@ class CheckpointWeights:
                 np.matmul(inputs, source.T, out=out[:, end - len(source) : end])
             return out
 
+        size = sum(source.nbytes for source in sources)
+        if size <= self._room:
+            self._room -= size
+            self._kept[name] = apply
         return apply
 
 
@@ -107,24 +119,28 @@ def hidden_states(
 
 
 def layer_states(
-    config: DecoderConfig, weights: Weights, sequences: Sequence[Sequence[int]], observe: Observe | None = None
+    config: DecoderConfig,
+    weights: Weights,
+    sequences: Sequence[Sequence[int]],
+    observe: Observe | None = None,
+    past: Past | None = None,
 ) -> Iterator[Float]:
     """[positions, hidden_size], one by one: the embedding, the residual stream after each layer, and
     at last the normed state that the head reads. Each is overwritten by the next step.
 
-    Two of these side by side compare two sets of weights layer by layer. Raises as `hidden_states`.
+    Two of these side by side compare two sets of weights layer by layer. With a `past`, each sequence
+    goes on where it ended in the last call with the same one, and is kept in it. Raises as `hidden_states`.
     """
     ids = _checked_ids(config, sequences)
     lengths = [len(sequence) for sequence in sequences]
     watch = observe or _ignore
     groups = _groups(lengths, sum(lengths) if observe is not None else _ROWS)
-    cosine, sine = _rotary_table(config, max(lengths))
     x = weights.embed(ids)
     yield x
     for layer in range(config.layers):
         # what is not finite is the caller's to report; numpy's warnings would come before its message
         with np.errstate(over="ignore", invalid="ignore"):
-            _attention_block(config, weights, f"layers.{layer}", x, groups, cosine, sine, watch)
+            _attention_block(config, weights, f"layers.{layer}", x, groups, past, watch)
             _mlp_block(config, weights, f"layers.{layer}", x, groups, watch)
         yield x
     with np.errstate(over="ignore", invalid="ignore"):
@@ -156,12 +172,12 @@ def _attention_block(
     name: str,
     x: Float,
     groups: list[list[slice]],
-    cosine: Float,
-    sine: Float,
+    past: Past | None,
     watch: Observe,
 ) -> None:
     vector, qkv, o = weights.norm(f"{name}.input_norm"), weights.linear(f"{name}.qkv"), weights.linear(f"{name}.o")
     query, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    sequence = 0
     for group in groups:
         rows = slice(group[0].start, group[-1].stop)
         normed = _norm(x[rows], vector, config.rms_norm_eps)
@@ -171,7 +187,8 @@ def _attention_block(
         for each in group:
             own = slice(each.start - rows.start, each.stop - rows.start)
             q, k, v = np.split(joined[own], (query, query + kv), axis=1)
-            mixed[own] = _attention(config, q, k, v, cosine[: len(q)], sine[: len(q)])
+            mixed[own] = _attention(config, q, k, v, past, (name, sequence))
+            sequence += 1
         watch(f"{name}.o", mixed)
         x[rows] += o(mixed)
 
@@ -221,11 +238,12 @@ def _sigmoid(x: Float) -> Float:
     return result
 
 
-def _rotary_table(config: DecoderConfig, length: int) -> tuple[Float, Float]:
-    """cos and sin [length, head_dim / 2]; angles rounded to float32 as in the models' training code."""
+@functools.lru_cache(maxsize=64)
+def _rotary_table(config: DecoderConfig, start: int, stop: int) -> tuple[Float, Float]:
+    """cos and sin [stop - start, head_dim / 2]; angles rounded to float32 as in the models' training code."""
     power = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
     frequency = (1.0 / config.rope_theta**power).astype(np.float32)
-    angle = np.outer(np.arange(length, dtype=np.float32), frequency).astype(np.float64)
+    angle = np.outer(np.arange(start, stop, dtype=np.float32), frequency).astype(np.float64)
     return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
 
 
@@ -236,16 +254,25 @@ def _rotate(x: Float, cosine: Float, sine: Float) -> Float:
     return np.concatenate((first * c - second * s, second * c + first * s), axis=-1)
 
 
-def _attention(config: DecoderConfig, q: Float, k: Float, v: Float, cosine: Float, sine: Float) -> Float:
-    """One sequence: q [n, heads * head_dim], k and v [n, kv_heads * head_dim] -> [n, heads * head_dim]."""
-    n, group = len(q), config.heads // config.kv_heads
+def _attention(config: DecoderConfig, q: Float, k: Float, v: Float, past: Past | None, own: tuple[str, int]) -> Float:
+    """One sequence: q [n, heads * head_dim], k and v [n, kv_heads * head_dim] -> [n, heads * head_dim].
+
+    `past` holds rotated keys and values of what `own` read before, and is given these too.
+    """
+    shape = (-1, config.kv_heads, config.head_dim)
+    earlier = None if past is None else past.get(own)
+    n, start, group = len(q), 0 if earlier is None else len(earlier[0]), config.heads // config.kv_heads
+    cosine, sine = _rotary_table(config, start, start + n)
     queries = _rotate(q.reshape(n, config.heads, config.head_dim), cosine, sine)
-    keys = _rotate(k.reshape(n, config.kv_heads, config.head_dim), cosine, sine)
-    values = v.reshape(n, config.kv_heads, config.head_dim)
-    position = np.arange(n)
-    hidden = position[None, :] > position[:, None]
+    keys, values = _rotate(k.reshape(shape), cosine, sine), v.reshape(shape)
+    if earlier is not None:
+        keys, values = np.concatenate((earlier[0], keys)), np.concatenate((earlier[1], values))
+    if past is not None:
+        past[own] = keys, values
+    position, seen = start + np.arange(n), np.arange(start + n)
+    hidden = seen[None, :] > position[:, None]
     if config.sliding_window is not None:
-        hidden |= position[None, :] <= position[:, None] - config.sliding_window
+        hidden |= seen[None, :] <= position[:, None] - config.sliding_window
     out = np.empty((n, config.heads, config.head_dim), dtype=np.float32)
     for head in range(config.heads):
         kv = head // group

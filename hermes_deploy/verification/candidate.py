@@ -81,6 +81,11 @@ class Candidate:
             raise GateError(f"ONNX Runtime cannot load {onnx_path}: {error}") from error
         self._caches = [node.name for node in self._run.get_inputs() if node.name.startswith("past_")]
 
+    @property
+    def longest(self) -> int:
+        """Tokens of a sequence that are kept."""
+        return self._longest
+
     def answers(self, sequences: Sequence[Sequence[int]]) -> Iterator[tuple[int, int, npt.NDArray[np.float32]]]:
         """(which sequence, first position, logits [n, vocab]) until every position has been given.
 

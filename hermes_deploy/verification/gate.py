@@ -18,13 +18,16 @@ from hermes_deploy.quantization.reference import Progress
 from hermes_deploy.recipes import Recipe
 from hermes_deploy.targets import Target
 from hermes_deploy.verification.candidate import Candidate
-from hermes_deploy.verification.excerpts import Decodes, excerpts
+from hermes_deploy.verification.divergence import divergences
+from hermes_deploy.verification.excerpts import excerpts
 from hermes_deploy.verification.judgement import over_threshold, refusal
 from hermes_deploy.verification.measures import Comparison, histogram
 from hermes_deploy.verification.reference import Reference
 from hermes_deploy.verification.result import GateResult
+from hermes_deploy.verification.stages import chain
 from hermes_deploy.verification.tensor_error import tensor_error
 from hermes_deploy.verification.tensors import tensors_sha256
+from hermes_deploy.verification.text import Decodes
 
 _ROWS = 128
 """Positions compared at once: of the reference's logits, [_ROWS, vocab] is all that is ever held."""
@@ -54,7 +57,7 @@ def run_gate(
     """
     made_of = tensors_sha256(onnx_path)
     weights = tensor_error(onnx_path, reference.config, reference.tensors if tensors is None else tensors)
-    candidate = Candidate(onnx_path, max(map(len, reference.sequences)))
+    candidate = Candidate(onnx_path, max(map(len, [*reference.sequences, *reference.answers.whole])))
     comparison = compare(reference, candidate, target, progress)
     measures = comparison.measures(weights.worst)
     allowed = recipe.thresholds(reference.parameters)
@@ -73,7 +76,9 @@ def run_gate(
         worst_tensor=weights.where,
         problems=tuple(problems),
         kl_histogram=histogram(comparison.kl_by_position()),
+        chain=chain(reference, onnx_path, candidate),
         worst=excerpts(comparison, reference, tokenizer),
+        divergences=divergences(reference.answers, reference.head(), candidate, tokenizer),
     )
     if problems and not accept_degraded:
         raise GateError(refusal(result))

@@ -21,6 +21,7 @@ from hermes_deploy.checkpoints.checkpoint import Checkpoint, DecoderConfig, Lazy
 from hermes_deploy.errors import GateError
 from hermes_deploy.quantization import Chat, EncodesChats, encode_chats, head_weight, parse_chats
 from hermes_deploy.quantization.reference import Progress, hidden_states
+from hermes_deploy.verification.answers import LENGTH, Answers, answer
 
 POSITIONS = 8192
 """About how many positions are compared."""
@@ -39,14 +40,18 @@ _FORM = 3
 @dataclass(frozen=True)
 class Reference:
     """`text` says what it was, for people. `hidden` [positions, hidden_size] stands for `sequences`,
-    one after another. `prompts` are token ids that await an answer, each of another chat."""
+    one after another; `answers` are its own to prompts of some chats."""
 
     config: DecoderConfig
     tensors: Mapping[str, LazyTensor]
     sequences: tuple[tuple[int, ...], ...]
     hidden: npt.NDArray[np.float32]
     text: str
-    prompts: tuple[tuple[int, ...], ...] = ()
+    answers: Answers
+
+    @property
+    def texts(self) -> Texts:
+        return Texts(self.sequences, self.answers.prompts)
 
     @property
     def parameters(self) -> int:
@@ -128,26 +133,23 @@ def prepare_reference(
     positions: int = POSITIONS,
     progress: Progress | None = None,
 ) -> Reference:
-    """Runs the held-out chats through the unquantized checkpoint. Takes a quarter of a minute for the
-    demo, a quarter of an hour for a 7B on two cores; holds the weights of half a layer at a time.
+    """Runs the held-out chats through the unquantized checkpoint, and lets it answer some prompts.
+    Takes half a minute for the demo, twenty minutes for a 7B on two cores; holds the weights of half
+    a layer at a time. `progress`: (steps done, steps in all); a layer of all chats is one, a token of
+    all answers is one.
     """
     texts = heldout_texts(tokenizer, positions)
+    note = f" ({checkpoint.weights_note})" if checkpoint.weights_note else ""
+    total = sum(map(len, texts.sequences))
     return reference_of(
         checkpoint.config,
         checkpoint.tensors,
         texts.sequences,
-        _described(checkpoint, texts),
+        f"float32 numpy decoder over {checkpoint.name}{note}; {total} held-out positions of "
+        f"{len(texts.sequences)} chats",
         prompts=texts.prompts,
+        stop_ids=checkpoint.tokenizer.stop_ids,
         progress=progress,
-    )
-
-
-def _described(checkpoint: Checkpoint, texts: Texts) -> str:
-    note = f" ({checkpoint.weights_note})" if checkpoint.weights_note else ""
-    total = sum(map(len, texts.sequences))
-    return (
-        f"float32 numpy decoder over {checkpoint.name}{note}; "
-        f"{total} held-out positions of {len(texts.sequences)} chats"
     )
 
 
@@ -158,17 +160,18 @@ def reference_of(
     text: str,
     *,
     prompts: Sequence[Sequence[int]] = (),
+    stop_ids: Sequence[int] = (),
     progress: Progress | None = None,
 ) -> Reference:
     """The same for sequences of one's own. Raises GateError when the checkpoint's answers are not finite."""
-    hidden = hidden_states(config, tensors, sequences, progress=progress)
+    steps = config.layers + (LENGTH if prompts else 0)
+
+    def tell(done: int) -> None:
+        if progress is not None:
+            progress(done, steps)
+
+    hidden = hidden_states(config, tensors, sequences, progress=lambda done, _: tell(done))
     if not np.isfinite(hidden).all():
         raise GateError("the unquantized checkpoint itself gives NaN or infinity; its weights are damaged")
-    return Reference(
-        config,
-        tensors,
-        tuple(tuple(ids) for ids in sequences),
-        hidden,
-        text,
-        tuple(tuple(ids) for ids in prompts),
-    )
+    answers = answer(config, tensors, prompts, stop_ids=stop_ids, progress=lambda done, _: tell(config.layers + done))
+    return Reference(config, tensors, tuple(tuple(ids) for ids in sequences), hidden, text, answers)

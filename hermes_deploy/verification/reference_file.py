@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from hermes_deploy.checkpoints.checkpoint import Checkpoint
 from hermes_deploy.errors import GateError
+from hermes_deploy.verification.answers import Answers
 from hermes_deploy.verification.reference import Reference, Texts, reference_key
 
 _READ_ERRORS = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
@@ -25,7 +26,7 @@ _READ_ERRORS = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
 def write_reference(reference: Reference, checkpoint: Checkpoint, path: Path) -> None:
     """Writes `path`; one that is there is replaced. `checkpoint` is the one that it was made of."""
-    key = reference_key(checkpoint, Texts(reference.sequences, reference.prompts))
+    key = reference_key(checkpoint, reference.texts)
     with path.open("wb") as stream:
         np.savez(
             stream,
@@ -33,7 +34,9 @@ def write_reference(reference: Reference, checkpoint: Checkpoint, path: Path) ->
             text=np.asarray(reference.text),
             hidden=reference.hidden,
             **_flat("sequences", reference.sequences),
-            **_flat("prompts", reference.prompts),
+            **_flat("prompts", reference.answers.prompts),
+            **_flat("answers", reference.answers.tokens),
+            answer_states=reference.answers.hidden,
         )
 
 
@@ -49,14 +52,14 @@ def read_reference(path: Path, checkpoint: Checkpoint, texts: Texts) -> Referenc
             _ragged(arrays, "sequences"),
             arrays["hidden"],
             str(arrays["text"]),
-            _ragged(arrays, "prompts"),
+            Answers(_ragged(arrays, "prompts"), _ragged(arrays, "answers"), arrays["answer_states"]),
         )
     except _READ_ERRORS as error:
         raise GateError(f"{path} cannot be read as a reference ({error!r}); delete it and build again") from None
     wanted = reference_key(checkpoint, texts)
     other = [name for name in wanted if key.get(name) != wanted[name]]
     shape = (sum(map(len, texts.sequences)), checkpoint.config.hidden_size)
-    if other or Texts(read.sequences, read.prompts) != texts or read.hidden.shape != shape:
+    if other or read.texts != texts or read.hidden.shape != shape:
         raise GateError(
             f"{path} is the reference of something else (differs in: {', '.join(other) or 'its contents'}); "
             f"delete it and build again"

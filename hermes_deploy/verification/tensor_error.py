@@ -20,11 +20,16 @@ from hermes_deploy.checkpoints.checkpoint import DecoderConfig, LazyTensor
 from hermes_deploy.errors import GateError
 from hermes_deploy.graphs import linear_names
 from hermes_deploy.quantization import head_weight
+from hermes_deploy.verification.stored import rows_of, vector_of
 from hermes_deploy.verification.tensors import SavedLinear, saved_linears, saved_vectors
 
 _SMALL = 0.1
 """A group weaker than this share of its matrix's typical group is held against that share instead:
 an attention head of almost no weight may share blocks with a strong one, and does no harm."""
+
+
+_ROWS = 1024
+"""Rows of the embedding that are compared at once."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +63,15 @@ def _vector_error(
     name: str, tensor: ir.TensorProtocol, config: DecoderConfig, tensors: Mapping[str, LazyTensor]
 ) -> TensorError:
     """Of an embedding each row is a group, of a norm each head_dim values."""
-    source, stored = tensors[_source_of_vector(name)].float32(), tensor.numpy()
+    source = tensors[_source_of_vector(name)].float32()
     if source.ndim == 1:
-        return _worst_group(name, (stored.astype(np.float32) - source) ** 2, source**2, config.head_dim)
+        return _worst_group(name, (vector_of(tensor) - source) ** 2, source**2, config.head_dim)
     error, power = np.empty(len(source), np.float32), np.empty(len(source), np.float32)
-    for row, (ours, theirs) in enumerate(zip(stored, source, strict=True)):
-        apart = ours.astype(np.float32) - theirs
-        error[row], power[row] = apart @ apart, theirs @ theirs
+    for top in range(0, len(source), _ROWS):
+        theirs = source[top : top + _ROWS]
+        apart = rows_of(tensor, top, top + _ROWS) - theirs
+        error[top : top + _ROWS] = np.einsum("nk,nk->n", apart, apart)
+        power[top : top + _ROWS] = np.einsum("nk,nk->n", theirs, theirs)
     return _worst_group(name, error, power, 1)
 
 

@@ -17,7 +17,11 @@ import onnx_ir as ir
 
 from hermes_deploy.errors import GateError
 from hermes_deploy.graphs import ATTRIBUTE_LINEAR
-from hermes_deploy.quantization.forms import COLUMNS
+from hermes_deploy.quantization.forms import COLUMNS, DYNAMIC_FP4
+from hermes_deploy.verification.inputs import STATIC_CODES, BlockCodes, InputCodes, StaticCodes
+from hermes_deploy.verification.stored import rows_of, vector_of
+
+Float = npt.NDArray[np.float32]
 
 _PIECE = 1 << 20
 _SLAB = 1 << 22
@@ -59,40 +63,45 @@ def _pieces(tensor: ir.TensorProtocol) -> Iterator[bytes]:
 
 @dataclass(frozen=True)
 class SavedLinear:
-    """A linear's weight [rows, columns] as stored: `codes` are dequantized with `scale` and `zero`.
+    """A linear's weight [rows, columns] as stored: (codes - zero) * scale.
 
-    `scale` is None for a weight that is not quantized, [columns] for one scale a column,
-    [rows / block, columns] for blocks along the rows. `zero` is None where it is 0 everywhere.
+    `scale` is None for a weight that is not quantized; else one number, one for each index of `axis`,
+    or one for each `block` of them. `zero` is None where it is 0 everywhere, else shaped as `scale`.
+    `coded` is what the linear's input goes through before it is multiplied.
     """
 
     name: str
     codes: ir.TensorProtocol
-    scale: npt.NDArray[np.float32] | None
-    zero: npt.NDArray[np.float32] | None
+    scale: Float | None = None
+    zero: Float | None = None
+    axis: int = 0
+    block: int = 0
+    coded: InputCodes | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
         rows, columns = self.codes.shape.numpy()
         return rows, columns
 
-    def slabs(self) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+    def slabs(self) -> Iterator[tuple[int, Float]]:
         """(first row, float32 [some rows, columns]) from top to bottom."""
         rows, columns = self.shape
-        codes = self.codes.numpy()
-        block = rows if self.scale is None or self.scale.ndim == 1 else rows // len(self.scale)
-        step = max(1, _SLAB // columns)
-        step = step // block * block or block if self.scale is not None and self.scale.ndim == 2 else step
+        unit = self.block if self.axis == 0 and self.block else 1
+        step = max(1, _SLAB // columns // unit) * unit
         for top in range(0, rows, step):
-            piece = codes[top : top + step].astype(np.float32)
-            if self.scale is not None and self.scale.ndim == 1:
-                piece *= self.scale
-            elif self.scale is not None:
-                blocked = piece.reshape(-1, block, columns)
-                where = slice(top // block, top // block + len(blocked))
+            piece = rows_of(self.codes, top, top + step)
+            if self.scale is not None:
                 if self.zero is not None:
-                    blocked -= self.zero[where, None]
-                blocked *= self.scale[where, None]
+                    _each(np.subtract, piece, self.zero, self.axis, self.block, top)
+                _each(np.multiply, piece, self.scale, self.axis, self.block, top)
             yield top, piece
+
+    def matrix(self) -> Float:
+        """All of it, float32 [rows, columns]."""
+        whole = np.empty(self.shape, dtype=np.float32)
+        for top, piece in self.slabs():
+            whole[top : top + len(piece)] = piece
+        return whole
 
 
 def saved_linears(onnx_path: Path) -> Iterator[SavedLinear]:
@@ -105,21 +114,21 @@ def saved_linears(onnx_path: Path) -> Iterator[SavedLinear]:
         if name is None:
             continue
         weight = node.inputs[1]
-        source = None if weight is None else weight.producer()
-        if weight is not None and source is None and weight.const_value is not None:
-            yield SavedLinear(name, weight.const_value, None, None)
+        coded = _input_codes(node.inputs[0])
+        if weight is not None and weight.producer() is None and weight.const_value is not None:
+            yield SavedLinear(name, weight.const_value, coded=coded)
             continue
-        stored = [] if source is None else [None if v is None else v.const_value for v in source.inputs]
-        if source is None or source.op_type != "DequantizeLinear" or len(stored) < 2 or None in stored:
+        source = None if weight is None else weight.producer()
+        codes = None if source is None or source.inputs[0] is None else source.inputs[0].const_value
+        if source is None or source.op_type != "DequantizeLinear" or codes is None:
             raise GateError(f"{onnx_path}: the weight of {name} is not stored in the graph; it cannot be checked")
-        codes, scale = stored[0], stored[1]
-        assert codes is not None and scale is not None
-        zero = _floats(stored[2]) if len(stored) > 2 and stored[2] is not None else None
-        factors = [use.node.inputs[1] for use in node.outputs[0].uses() if COLUMNS in use.node.metadata_props]
-        scales = _floats(scale)
-        if factors and factors[0] is not None and factors[0].const_value is not None:
-            scales = scales.reshape(()) * _floats(factors[0].const_value)
-        yield SavedLinear(name, codes, scales, zero if zero is not None and zero.any() else None)
+        scale, zero, axis, block = _terms(source)
+        factors = _columns(node)
+        if factors is not None:
+            if scale.size != 1 or zero is not None:
+                raise GateError(f"{onnx_path}: {name} scales its columns twice; it cannot be checked")
+            scale, axis = scale.reshape(()) * factors, 1
+        yield SavedLinear(name, codes, scale, zero, axis, block, coded)
 
 
 def saved_vectors(onnx_path: Path) -> Iterator[tuple[str, ir.TensorProtocol]]:
@@ -131,5 +140,72 @@ def saved_vectors(onnx_path: Path) -> Iterator[tuple[str, ir.TensorProtocol]]:
             yield name, value.const_value
 
 
-def _floats(tensor: ir.TensorProtocol) -> npt.NDArray[np.float32]:
-    return np.ascontiguousarray(tensor.numpy(), dtype=np.float32)
+def _columns(node: ir.Node) -> Float | None:
+    """What the output of a linear is multiplied with, column by column, that belongs to its weight."""
+    users = [use.node for use in node.outputs[0].uses()]
+    if len(users) != 1 or COLUMNS not in users[0].metadata_props:
+        return None
+    return _floats(users[0].inputs[1], users[0])
+
+
+def _input_codes(value: ir.Value | None) -> InputCodes | None:
+    """What stands before a linear's input, None where it is read as it is."""
+    back = None if value is None else value.producer()
+    if back is None or back.op_type != "DequantizeLinear" or back.inputs[0] is None:
+        return None
+    there = back.inputs[0].producer()
+    if there is not None and there.op_type == DYNAMIC_FP4:
+        return BlockCodes(float(_floats(there.inputs[1], there).reshape(())))
+    if there is None or there.op_type != "QuantizeLinear":
+        return None
+    scale, zero, _, block = _terms(there)
+    code = None if len(there.inputs) < 3 or there.inputs[2] is None else there.inputs[2].const_value
+    dtype = None if code is None else code.dtype.numpy()
+    if block or dtype not in STATIC_CODES:
+        raise GateError(f"{there.name}: the codes of this input are not of a form that the gate can follow")
+    return StaticCodes(scale, np.zeros(1, np.float32) if zero is None else zero, dtype)
+
+
+def _terms(node: ir.Node) -> tuple[Float, Float | None, int, int]:
+    """(scale, zero or None, axis, block or 0) of a QuantizeLinear or DequantizeLinear of a matrix."""
+    scale = _floats(node.inputs[1], node)
+    zero = _floats(node.inputs[2], node) if len(node.inputs) > 2 and node.inputs[2] is not None else None
+    axis, block = (
+        node.attributes[name].as_int() if name in node.attributes else None for name in ("axis", "block_size")
+    )
+    return scale, zero if zero is not None and zero.any() else None, (1 if axis is None else axis) % 2, block or 0
+
+
+def _floats(value: ir.Value | None, user: ir.Node) -> Float:
+    """A stored tensor as float32, or one that is dequantized or cast from stored ones, however deep:
+    scales may have scales."""
+    if value is not None and value.const_value is not None:
+        return vector_of(value.const_value)
+    source = None if value is None else value.producer()
+    if source is not None and source.op_type == "Cast":
+        to = ir.DataType(source.attributes["to"].as_int()).numpy()
+        return _floats(source.inputs[0], source).astype(to).astype(np.float32)
+    if source is not None and source.op_type == "DequantizeLinear":
+        whole = np.array(_floats(source.inputs[0], source))
+        scale, zero, axis, block = _terms(source)
+        if zero is not None:
+            _each(np.subtract, whole, zero, axis, block)
+        _each(np.multiply, whole, scale, axis, block)
+        return whole
+    raise GateError(f"{user.name}: its scale or zero point is not stored in the graph; it cannot be checked")
+
+
+def _each(operation: np.ufunc, piece: Float, terms: Float, axis: int, block: int, top: int = 0) -> None:
+    """`piece` with every element's own of `terms`, in place. `piece` begins at row `top` of a matrix."""
+    if terms.size == 1:
+        operation(piece, terms.reshape(()), out=piece)
+        return
+    if axis == 0:
+        first = top // (block or 1)
+        terms = terms[first : first + -(-len(piece) // (block or 1))]
+    if terms.ndim == 1:
+        operation(piece, terms if axis == piece.ndim - 1 else terms[:, None], out=piece)
+        return
+    shape = (-1, block, piece.shape[1]) if axis == 0 else (len(piece), -1, block)
+    blocked = piece.reshape(shape)
+    operation(blocked, np.expand_dims(terms, axis + 1), out=blocked)

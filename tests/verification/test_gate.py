@@ -27,11 +27,11 @@ from tests.verification.damage import damaged, scrambled_head, scrambled_layer
 
 EVERY_BUILD = [
     ("fp32", "cpu"),
-    ("int4-awq", "cpu"),
+    ("int4-rtn", "cpu"),
     ("fp16", "cuda"),
-    ("int4-awq", "cuda"),
+    ("int4-rtn", "cuda"),
     ("fp16", "sm80"),
-    ("int4-awq", "sm80"),
+    ("int4-rtn", "sm80"),
     ("fp8", "sm89"),
 ]
 
@@ -41,14 +41,14 @@ def test_a_good_build_passes(recipe: str, where: str, build: Build, reference: R
     path = build(recipe, where)
     result = run_gate(reference, path, target(where), load_recipe(recipe))
     assert result.passed
-    assert result.precision == recipe
+    assert result.recipe == recipe
     assert result.tensors_sha256 == tensors_sha256(path)
     assert result.measures.positions == sum(map(len, reference.sequences))
     assert result.thresholds == load_recipe(recipe).thresholds(0).model_dump(exclude_none=True)
 
 
 @pytest.mark.parametrize(
-    ("recipe", "where"), [("fp32", "cpu"), ("int4-awq", "cpu"), ("fp16", "sm80"), ("int4-awq", "sm80")]
+    ("recipe", "where"), [("fp32", "cpu"), ("int4-rtn", "cpu"), ("fp16", "sm80"), ("int4-rtn", "sm80")]
 )
 @pytest.mark.parametrize("matrix", ["q", "k", "v", "o"])
 def test_one_scrambled_attention_head_is_refused(
@@ -79,8 +79,8 @@ def test_a_damaged_norm_and_a_damaged_embedding_row_are_found(tiny: Checkpoint, 
             a[-1] = 3.0 if a.ndim == 1 else a[-2]
             return a
 
-        found = tensor_error(build("int4-awq", "cpu", damaged(tiny, (name,), spoil)), tiny.config, tiny.tensors)
-        assert found.worst > load_recipe("int4-awq").thresholds(0).max_tensor_error
+        found = tensor_error(build("int4-rtn", "cpu", damaged(tiny, (name,), spoil)), tiny.config, tiny.tensors)
+        assert found.worst > load_recipe("int4-rtn").thresholds(0).max_tensor_error
         assert where.replace("\\", "") in found.where
 
 

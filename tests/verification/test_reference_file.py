@@ -31,7 +31,8 @@ def test_what_is_read_back_is_what_was_written(
 ) -> None:
     read = read_reference(stored, tiny, texts)
     assert np.array_equal(read.hidden, reference.hidden)
-    assert (read.sequences, read.prompts, read.text) == (reference.sequences, reference.prompts, reference.text)
+    assert (read.texts, read.text, read.answers.tokens) == (reference.texts, reference.text, reference.answers.tokens)
+    assert np.array_equal(read.answers.hidden, reference.answers.hidden)
     assert read.config == tiny.config and read.parameters == reference.parameters
 
 

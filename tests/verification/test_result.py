@@ -17,16 +17,16 @@ from hermes_deploy.verification import GateResult, Reference, run_gate
 from tests.verification.conftest import Build
 from tests.verification.damage import scrambled_layer
 
-RECIPE = load_recipe("int4-awq")
+RECIPE = load_recipe("int4-rtn")
 
 
 @pytest.fixture
 def damaged_graph(tiny: Checkpoint, build: Build) -> Path:
-    return build("int4-awq", "cpu", scrambled_layer(tiny, layer=1))
+    return build("int4-rtn", "cpu", scrambled_layer(tiny, layer=1))
 
 
 def test_a_result_survives_json_whatever_its_numbers(tiny: Checkpoint, build: Build, reference: Reference) -> None:
-    path = build("int4-awq", "cpu")
+    path = build("int4-rtn", "cpu")
     result = run_gate(reference, path, target("cpu"), RECIPE, tokenizer=ChatTokenizer(tiny.tokenizer))
     assert GateResult.from_json(result.to_json()) == result
     strange = replace(result, measures=replace(result.measures, tensor_error=float("inf")))
@@ -56,5 +56,5 @@ def test_a_refused_build_is_told_what_where_and_what_to_try(
     with pytest.raises(GateError) as refused:
         run_gate(reference, damaged_graph, target("cpu"), RECIPE, tokenizer=ChatTokenizer(tiny.tokenizer))
     message = str(refused.value)
-    for part in ("int4 build for cpu", "allowed is at most", "layers.1.", "Worst chat", "get the checkpoint again"):
+    for part in ("int4-rtn build for cpu", "allowed is at most", "layers.1.", "Worst chat", "get the checkpoint again"):
         assert part in message

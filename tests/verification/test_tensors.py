@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from hermes_deploy.checkpoints.checkpoint import Checkpoint
-from hermes_deploy.quantization.float8 import E4M3
+from hermes_deploy.quantization.columns import E4M3
 from hermes_deploy.verification import tensors_sha256
 from hermes_deploy.verification.tensors import saved_linears
 from tests.verification.conftest import Build
@@ -15,7 +15,7 @@ from tests.verification.damage import damaged
 
 
 def test_any_changed_bit_in_the_data_changes_the_hash(build: Build) -> None:
-    path = build("int4-awq", "cpu")
+    path = build("int4-rtn", "cpu")
     before = tensors_sha256(path)
     assert before == tensors_sha256(path)
     linear = next(iter(saved_linears(path)))
@@ -38,16 +38,16 @@ def test_where_the_file_keeps_the_weights_does_not_matter(build: Build, tmp_path
 def test_other_weights_and_other_precisions_have_other_hashes(tiny: Checkpoint, build: Build) -> None:
     hashes = {
         tensors_sha256(build(recipe, where))
-        for recipe, where in (("fp32", "cpu"), ("int4-awq", "cpu"), ("int4-awq", "sm80"))
+        for recipe, where in (("fp32", "cpu"), ("int4-rtn", "cpu"), ("int4-rtn", "sm80"))
     }
-    hashes.add(tensors_sha256(build("int4-awq", "sm80", damaged(tiny, ("model.norm.weight",), lambda a: a + 1))))
+    hashes.add(tensors_sha256(build("int4-rtn", "sm80", damaged(tiny, ("model.norm.weight",), lambda a: a + 1))))
     assert len(hashes) == 4
 
 
 def test_linears_read_back_are_those_of_the_checkpoint(tiny: Checkpoint, build: Build) -> None:
     import numpy as np
 
-    for recipe, where, close in (("fp32", "cpu", 0.0), ("int4-awq", "sm80", 0.13), ("fp8", "sm89", 0.03)):
+    for recipe, where, close in (("fp32", "cpu", 0.0), ("int4-rtn", "sm80", 0.13), ("fp8", "sm89", 0.03)):
         linears = {linear.name: linear for linear in saved_linears(build(recipe, where))}
         linear = linears["layers.1.down"]
         stored = np.concatenate([slab for _, slab in linear.slabs()])
