@@ -39,8 +39,13 @@ COLUMNS = "columns"
 with what belongs to its weight."""
 
 
-def in_blocks(linear: Linear, form: BlockForm, importance: npt.NDArray[np.float32] | None) -> list[ir.Value]:
-    """The weight in blocks along K; `importance` [K] as in `blocks.quantize_blocks`."""
+def in_blocks(
+    linear: Linear,
+    form: BlockForm,
+    importance: npt.NDArray[np.float32] | None = None,
+    directions: npt.NDArray[np.float32] | None = None,
+) -> list[ir.Value]:
+    """The weight in blocks along K; `importance` and `directions` as in `blocks.quantize_blocks`."""
     blocks, name = linear.rows // form.block_size, linear.weight.name or linear.name
     dtype = ir.DataType.INT8 if form.bits == 8 else ir.DataType.INT4 if form.symmetric else ir.DataType.UINT4
     scale = ir.DataType.from_numpy(form.scale_dtype)
@@ -50,10 +55,10 @@ def in_blocks(linear: Linear, form: BlockForm, importance: npt.NDArray[np.float3
     ]
     if not form.symmetric:
         parts.append(Part(f"{name}.zero_point", dtype, (blocks, linear.columns)))
-    source = _source(linear)
+    _check_unshared(linear)
 
     def evaluate() -> list[ir.TensorProtocol]:
-        result = quantize_blocks(source(), form, linear.name, importance)
+        result = quantize_blocks(linear.tiles(), form, linear.name, importance, directions)
         arrays = [result.codes, result.scales] + ([] if result.zero_points is None else [result.zero_points])
         return [
             ir.PackedTensor(array, part.dtype, shape=ir.Shape(part.shape), name=part.name)

@@ -114,7 +114,8 @@ def _rewrite(
         symmetric = precision == "int8" or target.engine == "tensorrt"
         form = BlockForm(8 if precision == "int8" else 4, symmetric, block, dtype)
         importance = None if preparation is None else preparation.power[linear.name]
-        weight = forms.in_blocks(linear, form, importance)
+        directions = preparation.directions.get(linear.name) if isinstance(preparation, Preparation) else None
+        weight = forms.in_blocks(linear, form, importance, directions)
         if precision != "w4a8":
             return weight
         return [
