@@ -38,6 +38,7 @@ from hermes_deploy.repository.manifest import Manifest, TargetEntry
 from hermes_deploy.repository.signature import sign_artifact
 from hermes_deploy.verification import GateResult, Reference, read_reference, tensors_sha256
 from hermes_deploy.verification.judgement import refusal
+from hermes_deploy.verification.report import REPORT, write_report
 
 WORK = ".work"
 """Folder in the staging folder for what the artifact does not carry; removed before it is sealed."""
@@ -157,6 +158,12 @@ class _Build:
             for file in entry.about.files:
                 copy_file(entry.folder / file, version_folder(folder, ENGINE) / name / file)
         shutil.rmtree(folder / WORK)
+        write_report(
+            [each.gate for each in built],
+            folder / REPORT,
+            title=f"{job.checkpoint.name}, {job.recipe.name}",
+            facts=job.provenance,
+        )
         manifest = package(
             folder,
             job.checkpoint,

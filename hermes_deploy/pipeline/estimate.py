@@ -22,6 +22,7 @@ from hermes_deploy.errors import BuildError
 from hermes_deploy.pipeline.free_space import Room
 from hermes_deploy.pipeline.plan import BuildPlan, PlannedVariant
 from hermes_deploy.pipeline.variants import VariantSize
+from hermes_deploy.quantization.compensate import RANK
 
 MB = 1_000_000
 PROCESS = 600 * MB
@@ -79,8 +80,9 @@ def estimate(
     for planned in plan.variants:
         size = sizes[planned.variant.name]
         if planned.calibrate is not None:
-            # scales of inputs, and where they are folded, a few vectors a layer
-            disk = 16 * config.layers * (4 * config.hidden_size + config.intermediate_size)
+            # of each input its scale, its power and RANK directions
+            inputs = 2 * config.hidden_size + config.heads * config.head_dim + config.intermediate_size
+            disk = 4 * (RANK + 2) * config.layers * inputs
             needs.append((planned.calibrate, shapes.decoder(positions["calibration"], kept=shapes.kept), disk))
         needs.append((planned.graph, PROCESS + 3 * size.largest, size.stored))
         needs.append((planned.gate, _gate(planned, shapes, size), MB))

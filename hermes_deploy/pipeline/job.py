@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from hermes_deploy import quantization
+from hermes_deploy import __version__, quantization
 from hermes_deploy.chat import ChatTokenizer
 from hermes_deploy.checkpoints import apply_adapter, open_checkpoint
 from hermes_deploy.checkpoints.checkpoint import Checkpoint
 from hermes_deploy.engines import check_available
 from hermes_deploy.errors import UsageError
+from hermes_deploy.machine import installed
 from hermes_deploy.pipeline import free_space
 from hermes_deploy.pipeline.cache import StageCache, stages_folder
 from hermes_deploy.pipeline.estimate import Estimate, estimate, problems
@@ -30,6 +31,7 @@ from hermes_deploy.quantization import (
     encode_chats,
     read_calibration_file,
 )
+from hermes_deploy.quantization.calibration import cut_chats
 from hermes_deploy.recipes import Recipe
 from hermes_deploy.repository.manifest import CalibrationEntry
 from hermes_deploy.repository.signature import check_key
@@ -61,6 +63,24 @@ class BuildJob:
     sizes: dict[str, VariantSize]
     plan: BuildPlan
     estimate: Estimate
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """Where the numbers of the gate come from, for people. No clock and no path of this machine."""
+        checkpoint, calibration = self.checkpoint, "none"
+        if self.calibration is not None:
+            entry = self.calibration.entry
+            calibration = f"{entry.chats} chats, {entry.tokens:,} tokens, {entry.source}, sha256 {entry.sha256}"
+        packages = ("numpy", "onnxruntime", "onnxruntime-gpu")
+        versions = [f"{name} {found}" for name in packages if (found := installed(name))]
+        return {
+            "source": f"{checkpoint.source}, sha256 {checkpoint.sha256}",
+            "adapter": "none" if checkpoint.adapter is None else checkpoint.adapter.name,
+            "recipe": f"{self.recipe.name}: {self.recipe.description}",
+            "calibration": calibration,
+            "held-out texts": f"{sum(map(len, self.texts.sequences)):,} positions, sha256 {self.texts.sha256}",
+            "versions": ", ".join([f"hermes-deploy {__version__}", *versions]),
+        }
 
     def fit(self) -> PlanReport:
         """The estimate beside what is free now."""
@@ -137,12 +157,13 @@ def _chats(request: BuildRequest, recipe: Recipe) -> list[Chat] | None:
 
 def _calibration(chats: list[Chat], tokenizer: ChatTokenizer, file: Path | None) -> Calibration:
     sequences = encode_chats(tokenizer, chats)
+    used = cut_chats(sequences)
     data = (resources.files(quantization) / "chats.jsonl").read_bytes() if file is None else file.read_bytes()
     entry = CalibrationEntry(
         source=PACKAGED if file is None else file.name,
         sha256=hashlib.sha256(data).hexdigest(),
-        chats=len(chats),
-        tokens=sum(map(len, sequences)),
+        chats=len(used),
+        tokens=sum(map(len, used)),
     )
     return Calibration(sequences, entry)
 

@@ -12,7 +12,7 @@ exactly what depends on it run again:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,8 +29,8 @@ PREFILL_CHUNK = 512
 _NOT_PRECISION = {"name", "description", "calibration_chats", "max_context", "max_slots", "gate", "small_model_gate"}
 """Keys of a recipe that no weight depends on; the chats themselves stand in the key as token ids."""
 
-_FORM = ("engine", "dialect", "activation", "block_sizes")
-"""What of a target's record decides its graph. Two targets of one form share calibration and graph."""
+_NOT_FORM = {"name", "title", "precisions", "compute_capability", "flavours", "needs_gpu"}
+"""What of a target's record its graph does not depend on. Two targets of one form share calibration and graph."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,7 @@ def _engine(group: EngineGroup, recipe: Recipe, model: str, graph: StageKey) -> 
 
 
 def _form(target: Target) -> dict[str, Any]:
-    record: Mapping[str, Any] = asdict(target)
-    return {name: record[name] for name in _FORM}
+    return {name: value for name, value in asdict(target).items() if name not in _NOT_FORM}
 
 
 def _words(checkpoint: Checkpoint) -> dict[str, str]:

@@ -47,7 +47,7 @@ def make_preparation(
 
 
 def make_reference(checkpoint: Checkpoint, tokenizer: ChatTokenizer, positions: int, into: Path, tell: Tell) -> None:
-    found = prepare_reference(checkpoint, tokenizer, positions=positions, progress=_counts(tell, "layers"))
+    found = prepare_reference(checkpoint, tokenizer, positions=positions, progress=_counts(tell, "steps"))
     write_reference(found, checkpoint, into / REFERENCE)
 
 

@@ -67,6 +67,18 @@ def test_the_gate_ran_the_very_tensors_of_every_engine(artifact: Path) -> None:
     assert sidecar.precision == "int4"
 
 
+def test_the_artifact_carries_the_gates_report_which_says_where_its_numbers_come_from(artifact: Path) -> None:
+    manifest = read_manifest(artifact)
+    assert "gate-report.html" in manifest.files
+    text = (artifact / "gate-report.html").read_text()
+    assert manifest.model.sha256 in text
+    assert manifest.calibration is not None
+    assert manifest.calibration.sha256 in text
+    for entry in manifest.targets:
+        assert entry.gate.reference in text
+    assert str(artifact.parent) not in text
+
+
 def test_context_and_slots_stand_in_recipe_manifest_and_configs(artifact: Path) -> None:
     manifest = read_manifest(artifact)
     config = read_engine_config(artifact / "hermes_engine" / "1")
@@ -91,7 +103,7 @@ def test_two_builds_of_one_checkpoint_give_the_same_bytes(
     monkeypatch.setattr("hermes_deploy.pipeline.request.load_recipe", lambda name: with_gate(name, LENIENT))
     manifests = []
     for name in ("one", "two"):
-        build_artifact(request(checkpoint, tmp_path / name, recipe="int4-awq"))
+        build_artifact(request(checkpoint, tmp_path / name, recipe="int4-awq", cache=False))
         manifests.append(read_manifest(tmp_path / name))
     assert manifests[0].files == manifests[1].files
 
