@@ -19,21 +19,27 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from generated_weights import GeneratedTensors, generated_ranges, mistral_7b, mistral_nemo
+import numpy as np
+from generated_weights import GeneratedTensors, generated_preparation, mistral_7b, mistral_nemo
 from peak_memory import Measured, measure
 
 from hermes_deploy.checkpoints.checkpoint import DecoderConfig
 from hermes_deploy.engines import build_engine, serving_profiles
 from hermes_deploy.graphs import GraphSpec, build_decoder, save_model
-from hermes_deploy.quantization import quantize
+from hermes_deploy.quantization import prepare, quantize
+from hermes_deploy.quantization.calibration import CHAT_TOKENS
 from hermes_deploy.recipes import load_recipe
 from hermes_deploy.targets import target
 
 PREFILL_CHUNK = 512
+GPUS = (("L4", 300, 30.3), ("H100 SXM", 3350, 66.9))
+"""GB/s and dense fp32 TFLOP/s in NVIDIA's data sheets."""
+
 GB = 1e9
 
 
@@ -73,6 +79,7 @@ def plan(int4: str) -> dict[str, tuple[Work, ...]]:
             Work("nemo graph", "12B (Mistral NeMo) INT4 graph for the engine", "graph", "nemo", int4, ("sm89",)),
             Work("nemo", "12B (Mistral NeMo) INT4 engine, sm89", "engine", "nemo", int4, ("sm89",), None, 22),
         ),
+        "awq": (Work("awq", "7B: one layer of int4-awq for sm89", "awq", "7b", "int4-awq", ("sm89",)),),
     }
 
 
@@ -82,7 +89,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--layers", type=int, help="fewer layers than the true ones, for a try")
     parser.add_argument("--int4", default="int4-rtn", help="recipe of the 4-bit rows")
-    parser.add_argument("--rows", nargs="+", default=["export", "int4", "fp8", "nemo"])
+    parser.add_argument("--rows", nargs="+", default=["export", "int4", "fp8", "nemo", "awq"])
     parser.add_argument("--do", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.do:
@@ -129,6 +136,8 @@ def do(work: Work, layers: int | None, folder: Path) -> dict[str, Any]:
     """The work itself; `seconds` without the time that the weights took to be made."""
     config = {"7b": mistral_7b, "nemo": mistral_nemo}[work.model](*([layers] if layers else []))
     began = time.perf_counter()
+    if work.step == "awq":
+        return one_layer_of_awq(work, folder)
     facts = graphs(work, config, folder) if work.step == "graph" else engine(work, folder)
     return {"seconds": time.perf_counter() - began - facts.get("generating_seconds", 0.0), **facts}
 
@@ -139,9 +148,9 @@ def graphs(work: Work, config: DecoderConfig, folder: Path) -> dict[str, Any]:
     for name in work.targets:
         wanted = target(name)
         tensors = GeneratedTensors(config)
-        spec = GraphSpec(config, wanted.dialect, wanted.activation, recipe.max_context, embedding="fp16")
+        spec = GraphSpec(config, wanted.dialect, wanted.activation, recipe.max_context, embedding=recipe.embedding)
         model = build_decoder(spec, tensors)
-        quantize(model, recipe, wanted, generated_ranges(config) if recipe.calibration_chats else None)
+        quantize(model, recipe, wanted, generated_preparation(config) if recipe.calibration_chats else None)
         path = folder / wanted.dialect / "model.onnx"
         path.parent.mkdir()
         save_model(model, path)
@@ -162,6 +171,60 @@ def engine(work: Work, folder: Path) -> dict[str, Any]:
     size = built.plan.stat().st_size
     shutil.rmtree(folder / "engine")
     return {"written_gb": round(size / GB, 2), "gemms": built.sidecar.layers.gemms}
+
+
+def one_layer_of_awq(work: Work, folder: Path) -> dict[str, Any]:
+    """The second of two layers: its calibration and its rounding, and what 32 of them would take.
+
+    The projection to a GPU says what the same arithmetic would take at a GPU's rates: the smaller of
+    its two advantages, memory bandwidth and fp32 products, over what this machine was just measured at.
+    """
+    config, recipe, wanted = mistral_7b(2), load_recipe(work.recipe), target(work.targets[0])
+    tensors = GeneratedTensors(config)
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, (recipe.calibration_chats, CHAT_TOKENS))
+    marks: dict[str, float] = {}
+
+    def mark(name: str) -> None:
+        marks.setdefault(name, time.perf_counter() - tensors.seconds_spent)
+
+    preparation = prepare(config, tensors, ids.tolist(), recipe, wanted, lambda done, _: mark(f"calibrated {done}"))
+    spec = GraphSpec(config, wanted.dialect, wanted.activation, recipe.max_context, embedding=recipe.embedding)
+    model = build_decoder(spec, preparation.tensors(config, tensors))
+    quantize(model, recipe, wanted, preparation)
+    save_model(model, folder / "model.onnx", lambda name, _done, _total: mark("at " + name.split(".weight")[0]))
+    first, behind = (f"at {name}" for name in ("layers.1.input_norm", "norm"))
+    calibrating, rounding = marks["calibrated 2"] - marks["calibrated 1"], marks[behind] - marks[first]
+    layer = calibrating + rounding
+    bandwidth, products = rates()
+    return {
+        "seconds": layer,
+        "calibrating_seconds": round(calibrating, 1),
+        "rounding_seconds": round(rounding, 1),
+        "positions": int(ids.size),
+        "all_32_layers_seconds": round(32 * layer),
+        "here": {"gb_per_s": round(bandwidth), "tflops": round(products, 2)},
+        "all_32_layers_projected_seconds": {
+            name: round(32 * layer / min(gb / bandwidth, tflops / products), 1) for name, gb, tflops in GPUS
+        },
+    }
+
+
+def rates() -> tuple[float, float]:
+    """This machine's GB/s of a copy (read and written) and fp32 TFLOP/s of a product, best of three."""
+    source, product = np.ones(1 << 27, np.float32), np.ones((4096, 4096), np.float32)
+    copied = np.empty_like(source)
+
+    def best(what: Callable[[], object]) -> float:
+        times = []
+        for _ in range(3):
+            began = time.perf_counter()
+            what()
+            times.append(time.perf_counter() - began)
+        return min(times)
+
+    return 2 * source.nbytes / best(lambda: np.copyto(copied, source)) / 1e9, 2 * 4096**3 / best(
+        lambda: product @ product
+    ) / 1e12
 
 
 def machine() -> str:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from hermes_deploy.checkpoints.checkpoint import DecoderConfig, LazyTensor
 from hermes_deploy.checkpoints.layout import expected_shapes
 from hermes_deploy.graphs import linear_names
-from hermes_deploy.quantization import ActivationRanges
+from hermes_deploy.quantization import Preparation
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 _SLAB = 1 << 22
@@ -97,12 +97,12 @@ def _slab() -> npt.NDArray[np.float32]:
     return np.random.default_rng(20261123).standard_normal(_SLAB, dtype=np.float32)
 
 
-def generated_ranges(config: DecoderConfig) -> ActivationRanges:
-    """What calibration would have found: normal inputs, 1 channel in 200 twenty times larger."""
+def generated_preparation(config: DecoderConfig) -> Preparation:
+    """What calibration would have found: normal inputs, 1 channel in 200 twenty times larger; no scales."""
     inputs = {"qkv": config.hidden_size, "o": config.heads * config.head_dim}
     inputs |= {"gate_up": config.hidden_size, "down": config.intermediate_size, "head": config.hidden_size}
     power = {}
     for name in linear_names(config.layers):
         width = inputs[name.rsplit(".", 1)[-1]]
         power[name] = np.where(np.arange(width) % 200 == 7, 400.0, 1.0).astype(np.float32)
-    return ActivationRanges(dict.fromkeys(power, 80.0), power, chats=0, tokens=0)
+    return Preparation({}, dict.fromkeys(power, 80.0), power, {}, chats=0, tokens=0)

@@ -19,26 +19,27 @@ import onnxruntime as ort
 from onnx import numpy_helper
 
 from hermes_deploy.checkpoints.checkpoint import DecoderConfig
+from hermes_deploy.quantization.forms import COLUMNS
 
 Matrix = npt.NDArray[np.float32]
 
 _THEIRS = re.compile(r"/model/layers\.(\d+)/(?:self_attn|mlp)/(\w+)_proj/MatMul$|/lm_head/MatMul$")
-_QUANTIZE = ("QuantizeLinear", "DequantizeLinear")
 
 
 @dataclass(frozen=True)
 class Form:
     """How a linear is written down. None where the thing is not there.
 
-    `axis` and `block_size` of the weight's DequantizeLinear (axis of one scale for all: None);
+    `weight`: type of the codes. `scale_of`: what shares a scale, "block of 128 along K", "column" or
+    "tensor"; `column_scale`: where a scale for each column stands, at the weight or behind the product.
     `scale_like_activation`: the scale's dtype is that of the graph's activations, which TensorRT's
-    fusion needs; `symmetric`: no zero point, or zeros. `activation`: codes of the input and where
-    its scales are.
+    fusion needs. `symmetric`: no zero point, or zeros. `activation`: codes of the input and what
+    shares a scale there.
     """
 
     weight: str
-    axis: int | None
-    block_size: int | None
+    scale_of: str
+    column_scale: str | None
     scale_like_activation: bool
     symmetric: bool
     activation: str | None
@@ -51,6 +52,7 @@ class Graph:
         self.model = onnx.load(path)
         graph = self.model.graph
         self.makers = {output: node for node in graph.node for output in node.output}
+        self.behind = {name: node for node in graph.node for name in node.input}
         self.constants = {tensor.name: tensor for tensor in graph.initializer}
         for node in graph.node:
             if node.op_type == "Constant" and node.attribute[0].name == "value":
@@ -87,14 +89,24 @@ class Graph:
         scale = self.constants[dequantize.input[1]]
         maker = self.makers.get(dequantize.input[0])
         codes = maker.input[2] if maker is not None else dequantize.input[0]
+        block, behind = attributes.get("block_size"), self._columns(linear) is not None
+        by_column = not block and len(scale.dims) == 1 and scale.dims[0] > 1
+        along = "K" if attributes.get("axis", 1) == 0 else "N"
         return Form(
             weight=_dtype(self.constants[codes]),
-            axis=attributes.get("axis", 1) if scale.dims else None,
-            block_size=attributes.get("block_size") or None,
+            scale_of=f"block of {block} along {along}" if block else "column" if by_column or behind else "tensor",
+            column_scale="at the weight" if by_column else "behind the product" if behind else None,
             scale_like_activation=_dtype(scale) == self._activation_dtype(),
             symmetric=len(dequantize.input) < 3 or not numpy_helper.to_array(self.constants[dequantize.input[2]]).any(),
             activation=self._input_codes(linear),
         )
+
+    def _columns(self, linear: onnx.NodeProto) -> Matrix | None:
+        """What multiplies the columns of the product, where our graphs do that."""
+        node = self.behind.get(linear.output[0])
+        if node is None or COLUMNS not in {entry.key for entry in node.metadata_props}:
+            return None
+        return np.asarray(numpy_helper.to_array(self.constants[node.input[1]]), dtype=np.float32)
 
     def _activation_dtype(self) -> str:
         """That of the norms' weights: they are never quantized."""
@@ -120,7 +132,9 @@ class Graph:
         graph = onnx.helper.make_graph(nodes, "weight", [], [output], kept)
         alone = onnx.helper.make_model(graph, opset_imports=self.model.opset_import, ir_version=self.model.ir_version)
         session = ort.InferenceSession(alone.SerializeToString(), _options(), providers=["CPUExecutionProvider"])
-        return np.asarray(session.run([name], {})[0], dtype=np.float32)
+        stored = np.asarray(session.run([name], {})[0], dtype=np.float32)
+        columns = self._columns(linear)
+        return stored if columns is None else stored * columns
 
 
 def read(path: Path, config: DecoderConfig) -> dict[str, tuple[Form | None, Matrix]]:

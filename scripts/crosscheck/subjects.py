@@ -21,21 +21,22 @@ from hermes_deploy.targets import Target
 from tests.fixtures.tiny import make_mistral
 
 CONTEXT = 64
-TOKENS = (4, 48)
-"""Sequences and their length, for calibration and for the logits."""
+CALIBRATION, HELD_OUT = (16, 48), (4, 48)
+"""Sequences and their length."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """`ids` [4, 48]: what every tool calibrates on, and what the logits are compared over."""
+    """`ids` [16, 48]: what every tool calibrates on; `held_out` [4, 48]: what logits are compared over."""
 
     folder: Path
     checkpoint: Checkpoint
     ids: npt.NDArray[np.int64]
+    held_out: npt.NDArray[np.int64]
 
     def logits(self, path: Path) -> npt.NDArray[np.float32]:
         """[4, 48, vocabulary] of an ONNX file of this model, whoever wrote it."""
-        return logits(path, self.ids, self.checkpoint.config)
+        return logits(path, self.held_out, self.checkpoint.config)
 
     @property
     def hugging_face(self) -> Path:
@@ -55,9 +56,11 @@ def make_subject(folder: Path) -> Subject:
         if "layernorm" in name:
             values[7::32] *= 8.0
     save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
-    ids = np.random.default_rng(0).integers(0, 320, TOKENS)
+    ids, held_out = (
+        np.random.default_rng(seed).integers(0, 320, size) for seed, size in enumerate((CALIBRATION, HELD_OUT))
+    )
     np.save(folder / "ids.npy", ids)
-    return Subject(folder, open_checkpoint(str(checkpoint)), ids)
+    return Subject(folder, open_checkpoint(str(checkpoint)), ids, held_out)
 
 
 @dataclass(frozen=True)
