@@ -75,7 +75,7 @@ TARGETS: dict[str, Target] = {
             engine="onnxruntime",
             dialect="ort",
             activation="fp32",
-            precisions=("fp32", "int4"),
+            precisions=("fp32", "int4", "int8"),
             block_sizes=(32, 64, 128),
         ),
         Target(

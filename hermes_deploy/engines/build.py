@@ -79,7 +79,7 @@ def build_engine(
         flavour=flavour_for(targets),
         targets=[t.name for t in targets],
         precision=recipe.linear,
-        head_precision=recipe.head,
+        head_precision=recipe.head_on(targets[0]),
         kept=sorted(kept),
         profiles=[
             ProfileEntry(

@@ -66,7 +66,7 @@ def _measure(variant: Variant, recipe: Recipe, checkpoint: Checkpoint) -> Varian
     stored = dequantized
     plain = 4 if target.activation == "fp32" else 2
     for linear in linears:
-        precision = recipe.head if linear.name == "head" else recipe.linear
+        precision = recipe.head_on(target) if linear.name == "head" else recipe.linear
         stored += _stored(linear, precision, block, plain) - linear.rows * linear.columns * plain
     return VariantSize(block, stored, dequantized, 4 * max(each.rows * each.columns for each in linears))
 

@@ -86,7 +86,7 @@ def quantize(
     size = 0
     made: dict[str, list[ir.Value]] = {}
     for linear in linears:
-        precision = target.activation if linear.name in kept else _wanted(linear, recipe)
+        precision = target.activation if linear.name in kept else _wanted(linear, recipe, target)
         values = _rewrite(linear, precision, target, block, preparation)
         blocked = linear.name not in kept and _in_blocks(linear, recipe)
         found[linear.name] = f"{precision} block {block}" if blocked else precision
@@ -133,12 +133,14 @@ def _rewrite(
     return []
 
 
-def _wanted(linear: Linear, recipe: Recipe) -> str:
-    return recipe.head if linear.name == "head" else recipe.linear
+def _wanted(linear: Linear, recipe: Recipe, target: Target) -> str:
+    return recipe.head_on(target) if linear.name == "head" else recipe.linear
 
 
 def _in_blocks(linear: Linear, recipe: Recipe) -> bool:
-    return _wanted(linear, recipe) in (("int4", "int8") if linear.name == "head" else ("int4", "w4a8"))
+    return (recipe.head if linear.name == "head" else recipe.linear) in (
+        ("int4", "int8") if linear.name == "head" else ("int4", "w4a8")
+    )
 
 
 def _kept(linears: list[Linear], recipe: Recipe, preparation: Preparation | ActivationRanges | None) -> dict[str, str]:

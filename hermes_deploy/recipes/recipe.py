@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from hermes_deploy.targets import Precision, Target
 
 Method = Literal["none", "rtn", "awq", "smoothquant"]
-Head = Literal["fp32", "fp16", "int4", "int8"]
+Head = Literal["activation", "fp32", "fp16", "int4", "int8"]
 
 METHODS: dict[Precision, tuple[Method, ...]] = {
     "fp32": ("none",),
@@ -62,8 +62,9 @@ SMALL_MODEL = 1_000_000_000
 
 
 class Recipe(_Frozen):
-    """`linear` is the precision of every matrix in the decoder, `head` of the output head, `embedding`
-    of the table of tokens; the cache (`kv`) has the dtype of the target's activations.
+    """`linear` is the precision of every matrix in the decoder, `head` of the output head ("activation": the
+    dtype of the target's activations), `embedding` of the table of tokens; the cache (`kv`) has the dtype
+    of the target's activations.
 
     `method`: how the weights are come by. "rtn" rounds to nearest (weighted by what the calibration
     chats activate, where there are any); "awq" and "smoothquant" search scales over them first.
@@ -122,11 +123,15 @@ class Recipe(_Frozen):
             return self.small_model_gate
         return self.gate
 
+    def head_on(self, target: Target) -> str:
+        """The precision of the head on `target`."""
+        return target.activation if self.head == "activation" else self.head
+
     def trouble_on(self, target: Target) -> str | None:
         """Why `target` cannot take this recipe, in words; None when it can."""
         if self.linear not in target.precisions:
             return f"it has no {self.linear} kernels"
-        if self.head not in target.heads:
+        if self.head_on(target) not in target.heads:
             return f"a head in {self.head} is not one of its ({', '.join(target.heads)})"
         if self.block_size is not None and self.block_size not in target.block_sizes:
             sizes = ", ".join(map(str, sorted(target.block_sizes)))

@@ -55,6 +55,18 @@ def test_on_the_cpu_every_linear_becomes_the_fused_kernel(head: str, tiny: Check
     assert report.block_size == 32
 
 
+def test_on_the_cpu_int8_linears_become_integer_gemms(
+    tiny: Checkpoint, ranges: ActivationRanges, tmp_path: Path
+) -> None:
+    model, report = make(tiny, "int8-sq", "cpu", ranges)
+    save_model(model, tmp_path / "model.onnx")
+    kinds = Counter(node.op_type for node in optimized(tmp_path / "model.onnx").graph.node)
+    assert kinds["MatMulIntegerToFloat"] == 8
+    assert kinds["MatMul"] == 1  # the head
+    assert kinds["DequantizeLinear"] == 0
+    assert report.forms["head"] == "fp32"
+
+
 def test_int4_for_tensorrt_has_the_form_that_is_fused_there(tiny: Checkpoint) -> None:
     model, report = make(tiny, "int4-rtn", "sm86")
     assert report.block_size == 64
