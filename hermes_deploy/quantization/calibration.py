@@ -3,13 +3,13 @@
 Runs the float32 reference over token ids (`calibration_chats` has the texts), layer by layer: never
 more than half a layer's weights and the activations of one layer are in memory, whatever the model.
 For each linear it finds how large its inputs get, how much each of them matters, in which directions
-they move together, and what scales to fold in (`awq`, `smoothquant`).
+they move together, what scales to fold in (`awq`, `smoothquant`), and which had better stay as they are.
 Chats are cut to CHAT_TOKENS: on SmolLM2-135M twice as many made no difference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -33,6 +33,7 @@ from hermes_deploy.quantization.reference import (
     hidden_states,
     layer_states,
 )
+from hermes_deploy.quantization.smoothquant import MOST_ERROR, search_smoothing
 from hermes_deploy.recipes import Recipe
 from hermes_deploy.targets import Target
 
@@ -79,7 +80,7 @@ def prepare(
         if progress is not None and layer <= config.layers:
             progress(layer, config.layers)
     return Preparation(
-        work.scales, work.largest, work.power, {}, len(used), sum(map(len, used)), directions=work.directions
+        work.scales, work.largest, work.power, work.kept, len(used), sum(map(len, used)), work.directions
     )
 
 
@@ -175,28 +176,41 @@ class _Work:
         self.largest: dict[str, float] = {}
         self.power: dict[str, Float] = {}
         self.directions: dict[str, Float] = {}
+        self.kept: dict[str, str] = {}
 
     def see(self, name: str, inputs: Float) -> None:
         """`inputs` [positions, K] of linear `name`."""
         _check_inputs(name, inputs)
+        bound = None
         if name != "head":
-            columns = self._weights.take(name)
-            if self._form is not None:
-                base = self._magnitude(name, inputs)
-                self.scales[name] = search_scale(columns, inputs, base, self._form, name)
-                inputs = inputs / self.scales[name]
-        self.largest[name] = _peak(inputs)
+            scale, bound = self._search(name, self._weights.take(name), inputs)
+            if scale is not None:
+                self.scales[name] = scale
+                inputs = inputs / scale
+        self.largest[name] = _peak(inputs) if bound is None else bound
         self.power[name] = _power(inputs)
         if self._recipe.method == "awq":
             self.directions[name] = directions(inputs)
 
-    def _magnitude(self, name: str, inputs: Float) -> Float:
-        """Mean |x| of each input; of an `o`, over the query heads that must share a scale."""
-        mean: Float = np.abs(inputs).mean(axis=0, dtype=np.float32)
+    def _search(self, name: str, columns: Float, inputs: Float) -> tuple[Float | None, float | None]:
+        """The scale of a linear and the bound of its inputs, where the recipe's method finds them."""
+        if self._form is not None:
+            base = np.abs(inputs).mean(axis=0, dtype=np.float32)
+            return search_scale(columns, inputs, self._tie(name, base, np.mean), self._form, name), None
+        if self._recipe.method != "smoothquant":
+            return None, None
+        found = search_smoothing(columns, inputs, lambda magnitude: self._tie(name, magnitude, np.max))
+        if found.error <= MOST_ERROR:
+            return found.scale, found.bound
+        self.kept[name] = f"8 bits would cost {found.error:.2%} of its output, over {MOST_ERROR:.2%}"
+        return None, None
+
+    def _tie(self, name: str, magnitude: Float, over: Callable[..., Float]) -> Float:
+        """Of an `o`, the query heads that read the same values must share a scale."""
         if not name.endswith(".o"):
-            return mean
-        heads = mean.reshape(self._config.kv_heads, -1, self._config.head_dim)
-        return for_queries(self._config, heads.mean(axis=1).reshape(-1))
+            return magnitude
+        heads = magnitude.reshape(self._config.kv_heads, -1, self._config.head_dim)
+        return for_queries(self._config, over(heads, axis=1).reshape(-1))
 
 
 def _check_inputs(name: str, inputs: Float) -> None:
