@@ -28,6 +28,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from hermes_deploy.errors import GateError
 from hermes_deploy.quantization.nvfp4_twin import nvfp4_twin
 from hermes_deploy.runtime.ort_cpu import physical_cores
+from hermes_deploy.verification.late_weights import wait_for_inputs
 
 CHUNK = 256
 """Positions of one sequence that one run computes."""
@@ -68,6 +69,7 @@ class Candidate:
             what: str | bytes = str(onnx_path)
             if self._portable:
                 nvfp4_twin(model)
+                wait_for_inputs(model)
                 _shorten(model, int(facts["max_context"]), longest)
                 what = ir.to_proto(model).SerializeToString()
             self._run = ort.InferenceSession(

@@ -160,11 +160,14 @@ def reference_of(
     text: str,
     *,
     prompts: Sequence[Sequence[int]] = (),
+    length: int = LENGTH,
     stop_ids: Sequence[int] = (),
     progress: Progress | None = None,
 ) -> Reference:
-    """The same for sequences of one's own. Raises GateError when the checkpoint's answers are not finite."""
-    steps = config.layers + (LENGTH if prompts else 0)
+    """The same for sequences of one's own; `length`: most tokens of an answer to a prompt.
+    Raises GateError when the checkpoint's answers are not finite.
+    """
+    steps = config.layers + (length if prompts else 0)
 
     def tell(done: int) -> None:
         if progress is not None:

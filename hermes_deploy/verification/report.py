@@ -7,6 +7,7 @@ chats is escaped. `plots` draws, `report_style` dresses.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -19,6 +20,7 @@ from hermes_deploy.verification.result import Chain, Choice, Divergence, Excerpt
 
 REPORT = "gate-report.html"
 
+_FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
@@ -208,5 +210,4 @@ def _token(text: str) -> str:
 
 def _text(text: str) -> str:
     """Escaped, and without the characters that no page may hold."""
-    allowed = "".join(c if c >= " " or c in "\n\t" else "�" for c in text)
-    return escape("".join("�" if "\ud800" <= c <= "\udfff" or c in "￾￿\x7f" else c for c in allowed))
+    return escape(_FORBIDDEN.sub("\N{REPLACEMENT CHARACTER}", text))

@@ -29,11 +29,11 @@ _PAIRS = {dtype: np.stack((np.tile(values, 16), np.repeat(values, 16)), axis=1) 
 
 
 def rows_of(tensor: ir.TensorProtocol, top: int, stop: int) -> Float:
-    """Rows top..stop of a matrix, float32 [stop - top, columns]."""
+    """Rows top..stop of a matrix, float32 [stop - top, columns], the caller's own."""
     rows, columns = tensor.shape.numpy()
     stop = min(stop, rows)
     if not isinstance(tensor, ir.ExternalTensor):
-        return np.asarray(tensor.numpy()[top:stop], dtype=np.float32)
+        return np.array(tensor.numpy()[top:stop], dtype=np.float32)
     if tensor.dtype not in _PAIRS:
         return _read(tensor, top * columns, (stop - top) * columns).reshape(-1, columns)
     first, last = top * columns, stop * columns  # a row may begin in the middle of a byte
