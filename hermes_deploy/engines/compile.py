@@ -6,7 +6,6 @@ failure is an EngineError with TensorRT's own first words.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 from collections import Counter
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from google.protobuf.message import DecodeError
 from hermes_deploy.engines.layers import Linear, fused_attention, gemms, read_record
 from hermes_deploy.engines.logger import Heard, make_logger
 from hermes_deploy.engines.network import NetworkFacts, read_network
+from hermes_deploy.engines.plan_file import PlanFile
 from hermes_deploy.engines.profiles import Profile, Range
 from hermes_deploy.engines.request import BuildRequest
 from hermes_deploy.engines.sidecar import EngineSidecar, LayerSummary, PlanEntry, ProfileEntry
@@ -50,8 +50,9 @@ def compile_engine(request: BuildRequest, plan: BufferedWriter, report: Report) 
     for wanted in request.profiles:
         _add_profile(builder, config, facts, wanted)
 
-    writer, written = _make_writer(trt, plan)
-    built = builder.build_serialized_network_to_stream(network, config, writer)
+    with PlanFile(plan) as written:
+        writer = _make_writer(trt, written)
+        built = builder.build_serialized_network_to_stream(network, config, writer)
     if written.error is not None:
         raise EngineError(
             f"the engine could not be written: {written.error.strerror}. Free some space and build again."
@@ -60,7 +61,7 @@ def compile_engine(request: BuildRequest, plan: BufferedWriter, report: Report) 
         raise EngineError(f"{request.flavour} could not build the engine: {heard.first_error()}")
     layers = prove(facts, heard.record, len(request.profiles))
     # TensorRT holds raw pointers to these until here
-    del parser, monitor
+    del parser, monitor, writer
     return EngineSidecar(
         flavour=request.flavour,
         version=trt.__version__,
@@ -74,7 +75,7 @@ def compile_engine(request: BuildRequest, plan: BufferedWriter, report: Report) 
         aliases=facts.aliases,
         profiles=request.profiles,
         layers=layers,
-        plan=PlanEntry(sha256=written.digest.hexdigest(), size=written.size),
+        plan=PlanEntry(sha256=written.sha256, size=written.size),
     )
 
 
@@ -206,34 +207,15 @@ def _add_profile(builder: Any, config: Any, facts: NetworkFacts, wanted: Profile
         raise EngineError(f"TensorRT refuses the optimization profile {wanted.name!r}")
 
 
-class _Written:
-    """`error`: why a write failed; an exception must not travel through TensorRT."""
-
-    def __init__(self) -> None:
-        self.digest = hashlib.sha256()
-        self.size = 0
-        self.error: OSError | None = None
-
-
-def _make_writer(trt: Any, plan: BufferedWriter) -> tuple[Any, _Written]:
-    written = _Written()
-
+def _make_writer(trt: Any, plan: PlanFile) -> Any:
     class PlanWriter(trt.IStreamWriter):  # type: ignore[misc] # trt is chosen at run time
         def __init__(self) -> None:
             trt.IStreamWriter.__init__(self)
 
         def write(self, data: bytes) -> int:
-            try:
-                plan.write(data)
-                plan.flush()
-            except OSError as error:
-                written.error = written.error or error
-                return 0
-            written.digest.update(data)
-            written.size += len(data)
-            return len(data)
+            return len(data) if plan.take(data) else 0
 
-    return PlanWriter(), written
+    return PlanWriter()
 
 
 def _make_monitor(trt: Any, report: Report) -> Any:
