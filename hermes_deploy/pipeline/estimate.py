@@ -1,14 +1,13 @@
 """How much memory and disk each stage will take, from shapes alone. Reads no weight. Pure.
 
-Bytes; W: all weights of a variant as they are stored, D: the same dequantized to the activation
-dtype, M: the largest matrix of the graph in float32, H: half a layer (its larger half) in float32.
-Meant to be a little above what was measured (docs/pipeline.md has the table); page cache is not
-counted, the kernel takes that back.
+Bytes; W: all weights of a variant as they are stored, M: the largest matrix of the graph in float32,
+H: half a layer (its larger half) in float32. Meant to be a little above what was measured
+(docs/pipeline.md has the table); page cache is not counted, the kernel takes that back.
 
-    calibrate, reference   PROCESS + H + embedding + what is kept of all positions
+    calibrate, reference   PROCESS + H + embedding + head + what is kept of all positions
     graph                  PROCESS + 3 M           source, joined, codes
     gate                   PROCESS + 2.25 W + head + logits of one run
-    gate, portable graph   PROCESS + D + head + logits of several runs     ONNX Runtime keeps what it dequantized
+    gate, portable graph   PROCESS + 3 M + head + logits of several runs     a matrix is dequantized at a time
     engine                 PROCESS + ENGINE + 2.5 W     TensorRT's own process, its result streamed to disk
 """
 
@@ -107,14 +106,14 @@ class _Shapes:
         """Rows of `hidden` that one position takes while a layer is observed."""
 
     def decoder(self, positions: int, kept: int) -> int:
-        return PROCESS + self.half_layer + self.head + positions * kept * self.hidden
+        return PROCESS + self.half_layer + 2 * self.head + positions * kept * self.hidden
 
 
 def _gate(planned: PlannedVariant, shapes: _Shapes, size: VariantSize) -> int:
     if planned.variant.served:  # ONNX Runtime packs the weights once more
         return PROCESS + 9 * size.stored // 4 + shapes.head + 4 * 256 * shapes.logits
     # several texts at once, up to 160 MiB of logits
-    return PROCESS + size.dequantized + shapes.head + 4 * max(160 << 20, 256 * shapes.logits)
+    return PROCESS + 3 * size.largest + shapes.head + 4 * max(160 << 20, 256 * shapes.logits)
 
 
 def problems(need: Estimate, memory: Room, cache: Room, output: Room) -> list[str]:

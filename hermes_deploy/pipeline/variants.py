@@ -43,13 +43,11 @@ def plan_variants(targets: tuple[Target, ...]) -> tuple[Variant, ...]:
 class VariantSize:
     """Of a variant's graph, without reading a weight. `block_size` of 4-bit weights, None where nothing is blocked.
 
-    `stored`: bytes of all weights as they will be saved; `dequantized`: the same in the activation
-    dtype; `largest`: of the largest matrix in float32.
+    `stored`: bytes of all weights as they will be saved; `largest`: of the largest matrix in float32.
     """
 
     block_size: int | None
     stored: int
-    dequantized: int
     largest: int
 
 
@@ -62,13 +60,12 @@ def _measure(variant: Variant, recipe: Recipe, checkpoint: Checkpoint) -> Varian
     model, target = _graph(variant, recipe, checkpoint), variant.targets[0]
     block = plan_block_size(model, recipe, target)
     linears = find_linears(model)
-    dequantized = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
-    stored = dequantized
+    stored = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
     plain = 4 if target.activation == "fp32" else 2
     for linear in linears:
         precision = recipe.head_on(target) if linear.name == "head" else recipe.linear
         stored += _stored(linear, precision, block, plain) - linear.rows * linear.columns * plain
-    return VariantSize(block, stored, dequantized, 4 * max(each.rows * each.columns for each in linears))
+    return VariantSize(block, stored, 4 * max(each.rows * each.columns for each in linears))
 
 
 _BITS = {"fp32": 32, "fp16": 16, "int8": 8, "fp8": 8, "int4": 4, "w4a8": 4, "nvfp4": 4}
