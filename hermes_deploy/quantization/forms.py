@@ -120,8 +120,10 @@ def activation(linear: Linear, codes: np.dtype[Any], scale: npt.NDArray[Any]) ->
     return [step, middle]
 
 
-def in_nvfp4(linear: Linear, scale_dtype: np.dtype[Any]) -> list[ir.Value]:
-    """The weight as NVFP4; the whole's scale in `scale_dtype`."""
+def in_nvfp4(
+    linear: Linear, scale_dtype: np.dtype[Any], importance: npt.NDArray[np.float32] | None = None
+) -> list[ir.Value]:
+    """The weight as NVFP4; the whole's scale in `scale_dtype`; `importance` as in `nvfp4.quantize_blocks`."""
     name, blocks = linear.weight.name or linear.name, linear.rows // nvfp4.BLOCK
     parts = [
         Part(name, ir.DataType.FLOAT4E2M1, (linear.rows, linear.columns)),
@@ -131,7 +133,7 @@ def in_nvfp4(linear: Linear, scale_dtype: np.dtype[Any]) -> list[ir.Value]:
     source = _source(linear)
 
     def evaluate() -> list[ir.TensorProtocol]:
-        codes, *rest = nvfp4.quantize_blocks(source(), scale_dtype, linear.name)
+        codes, *rest = nvfp4.quantize_blocks(source(), scale_dtype, linear.name, importance)
         packed = pack_nibbles(codes.view(np.uint8))
         first = ir.PackedTensor(packed, parts[0].dtype, shape=ir.Shape(parts[0].shape), name=name)
         return [first, *(ir.Tensor(array, name=part.name) for part, array in zip(parts[1:], rest, strict=True))]

@@ -106,6 +106,7 @@ def _rewrite(
 ) -> list[ir.Value]:
     """Gives `linear` its form; the initializers in place of its weight, none when it stays as it is."""
     dtype = _NUMPY[target.activation]
+    importance = None if preparation is None else preparation.power[linear.name]
     if precision == "int8" and linear.name != "head":
         scale = scale_for(_peak(linear, preparation), dtype, LARGEST_INT8)
         return [*forms.in_columns(linear, forms.INT8, dtype), *forms.activation(linear, forms.INT8, scale)]
@@ -113,7 +114,6 @@ def _rewrite(
         assert block is not None
         symmetric = precision == "int8" or target.engine == "tensorrt"
         form = BlockForm(8 if precision == "int8" else 4, symmetric, block, dtype)
-        importance = None if preparation is None else preparation.power[linear.name]
         directions = preparation.directions.get(linear.name) if isinstance(preparation, Preparation) else None
         weight = forms.in_blocks(linear, form, importance, directions)
         if precision != "w4a8":
@@ -127,7 +127,7 @@ def _rewrite(
         return [*forms.in_columns(linear, forms.E4M3, dtype), *forms.activation(linear, forms.E4M3, scale)]
     if precision == "nvfp4":
         whole = scale_for(_peak(linear, preparation), dtype, nvfp4.LARGEST)
-        return [*forms.in_nvfp4(linear, dtype), *forms.dynamic_nvfp4(linear, whole)]
+        return [*forms.in_nvfp4(linear, dtype, importance), *forms.dynamic_nvfp4(linear, whole)]
     if precision != target.activation:
         raise QuantizationError(f"there is no form for {precision} linears on {target.name}")
     return []

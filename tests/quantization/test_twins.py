@@ -20,6 +20,7 @@ import pytest
 from hermes_deploy.checkpoints.checkpoint import Checkpoint
 from hermes_deploy.graphs import GraphSpec, build_decoder, linear_names, save_model
 from hermes_deploy.quantization import ActivationRanges, find_linears, quantize
+from hermes_deploy.quantization.nvfp4 import dequantize_blocks, quantize_blocks
 from hermes_deploy.quantization.nvfp4_twin import nvfp4_twin
 from hermes_deploy.recipes import load_recipe
 from hermes_deploy.targets import TARGETS
@@ -28,31 +29,31 @@ Float = npt.NDArray[np.float32]
 E4M3, E2M1 = ml_dtypes.float8_e4m3fn, ml_dtypes.float4_e2m1fn
 
 
-def plain(weight: Float, _: float) -> tuple[Float, Callable[[Float], Float]]:
+def plain(weight: Float, _: float, __: Float) -> tuple[Float, Callable[[Float], Float]]:
     return weight.astype(np.float16).astype(np.float32), lambda x: x
 
 
-def int4(weight: Float, _: float) -> tuple[Float, Callable[[Float], Float]]:
+def int4(weight: Float, _: float, __: Float) -> tuple[Float, Callable[[Float], Float]]:
     """Blocks of 64 (the tiny model's), symmetric: -8..7 with max|w| at -8."""
     blocked = weight.reshape(-1, 64, weight.shape[1])
     scale = (np.abs(blocked).max(axis=1, keepdims=True) / 8).astype(np.float16).astype(np.float32)
     return (np.clip(np.rint(blocked / scale), -8, 7) * scale).reshape(weight.shape), lambda x: x
 
 
-def int8(weight: Float, largest: float) -> tuple[Float, Callable[[Float], Float]]:
+def int8(weight: Float, largest: float, _: Float) -> tuple[Float, Callable[[Float], Float]]:
     scale = np.abs(weight).max(axis=0) / 127
     step = np.float32(np.float16(largest / 127))
     return np.rint(weight / scale) * scale, lambda x: np.clip(np.rint(x / step), -128, 127) * step
 
 
-def fp8(weight: Float, largest: float) -> tuple[Float, Callable[[Float], Float]]:
+def fp8(weight: Float, largest: float, _: Float) -> tuple[Float, Callable[[Float], Float]]:
     scale = np.abs(weight).max(axis=0) / 448
     step = np.float32(np.float16(largest / 448))
     codes = (weight / scale).astype(E4M3).astype(np.float32)
     return codes * scale, lambda x: np.clip(x / step, -448, 448).astype(E4M3).astype(np.float32) * step
 
 
-def nvfp4(weight: Float, largest: float) -> tuple[Float, Callable[[Float], Float]]:
+def nvfp4(weight: Float, largest: float, power: Float) -> tuple[Float, Callable[[Float], Float]]:
     def of(values: Float, whole: np.float16) -> Float:
         """`values` [n, K], blocks of 16 along K."""
         blocked = values.reshape(len(values), -1, 16)
@@ -62,8 +63,9 @@ def nvfp4(weight: Float, largest: float) -> tuple[Float, Callable[[Float], Float
         return (np.clip(codes, -6, 6).astype(E2M1).astype(np.float32) * scale).reshape(values.shape)
 
     smallest = np.finfo(np.float16).tiny
-    whole = np.float16(max(np.abs(weight).max() / 2688, smallest))
-    return of(weight.T, whole).T, lambda x: of(x, np.float16(max(largest / 2688, smallest)))
+    # which code a block's largest weight becomes is searched for: tests of nvfp4 look at that
+    stored = dequantize_blocks(quantize_blocks(weight, np.dtype(np.float16), importance=power))
+    return stored, lambda x: of(x, np.float16(max(largest / 2688, smallest)))
 
 
 TWINS = {"fp16": plain, "int4-rtn": int4, "int8-sq": int8, "fp8": fp8, "nvfp4": nvfp4}
@@ -123,6 +125,6 @@ def test_the_saved_graph_computes_what_its_numpy_twin_computes(
     assert sorted(gives) == sorted(linear_names(tiny.config.layers))
     for name, ours in gives.items():
         quantized = report.forms[name] != "fp16"
-        weight, seen = (TWINS[recipe] if quantized else plain)(weights[name], ranges.largest[name])
+        weight, seen = (TWINS[recipe] if quantized else plain)(weights[name], ranges.largest[name], ranges.power[name])
         twin = seen(reads[name]) @ weight
         assert np.linalg.norm(ours - twin) < CLOSE[recipe] * np.linalg.norm(twin), name
