@@ -15,6 +15,7 @@ cache positions in the mask; no weight.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from hermes_deploy.verification.late_weights import wait_for_inputs
 CHUNK = 256
 """Positions of one sequence that one run computes."""
 
-_LOGITS_BYTES = 160 << 20
+_LOGITS_BYTES = 128 << 20
 """Most bytes of logits of a run that takes several sequences."""
 
 _DTYPES = {"fp32": np.float32, "fp16": np.float16}
@@ -64,6 +65,7 @@ class Candidate:
         self._cache_shape = (int(facts["kv_heads"]), longest, int(facts["head_dim"]))
         self._vocab_size = int(facts["vocab_size"])
         self._cache_dtype = _DTYPES[facts["activation"]]
+        self._logits = np.empty(0, dtype=np.float32)  # one buffer: fresh pages for each run cost time and memory
         options = _options(self._portable, onnx_path.parent)
         try:
             what: str | bytes = str(onnx_path)
@@ -92,6 +94,7 @@ class Candidate:
         """(which sequence, first position, logits [n, vocab]) until every position has been given.
 
         Sequences are independent, each from an empty cache; of one sequence the pieces are in order.
+        The logits are overwritten by the next ones.
         """
         together = 1
         if self._portable:  # each run dequantizes all weights: the fewer the better
@@ -136,7 +139,10 @@ class Candidate:
             where = ("cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
             binding.bind_input(name, *where)
             binding.bind_output(name.replace("past", "present", 1), *where)
-        logits = np.empty((*inputs["logits_positions"].shape, self._vocab_size), dtype=np.float32)
+        shape = (*inputs["logits_positions"].shape, self._vocab_size)
+        if self._logits.size < math.prod(shape):
+            self._logits = np.empty(math.prod(shape), dtype=np.float32)
+        logits = self._logits[: math.prod(shape)].reshape(shape)
         binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
         self._run.run_with_iobinding(binding)
         return logits
