@@ -6,7 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx.numpy_helper import to_array
 
 from hermes_deploy.checkpoints.checkpoint import DecoderConfig
 from hermes_deploy.engines import build_engine, serving_profiles
@@ -70,6 +72,17 @@ def test_an_int8_engine_for_four_gpus_multiplies_in_int8(build: Build) -> None:
 def test_a_scale_a_column_whose_sums_would_overflow_fails_the_build(build: Build, form: Form) -> None:
     with pytest.raises(EngineError, match=rf"node_qkv_0\] dequantizes its {form} weight with 512 scales.*overflow"):
         build(Decoder(form, scale_a_column=True), ("sm89",))
+
+
+@pytest.mark.parametrize("form", ["int8", "fp8"])
+def test_a_gemm_multiplies_with_both_scales_in_fp32_before_it_writes_fp16(
+    build: Build, form: Form, tmp_path: Path
+) -> None:
+    plan = build(Decoder(form, layers=1), ("sm89",)).plan.read_bytes()
+    stored = {t.name: to_array(t) for t in onnx.load(tmp_path / "graph" / "model.onnx").graph.initializer}
+    for name in ("qkv_0", "o_0", "gate_up_0", "down_0"):
+        product = stored[f"{name}_s"].astype(np.float32) * stored[f"{name}_xs"].astype(np.float32)
+        assert product.tobytes() in plan, name
 
 
 def test_kept_linears_stay_in_fp16_and_the_rest_is_proved(build: Build) -> None:
