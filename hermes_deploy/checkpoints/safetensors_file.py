@@ -2,6 +2,7 @@
 
 The header is untrusted: its length, offsets, shapes and names are checked against the file before
 anything is mapped, duplicate names included, so a damaged header cannot pass for another tensor.
+A tensor's pages leave the process with the last array that shows them.
 Damage to the numbers themselves shows only where it makes a NaN or an infinity (looked for at load).
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,11 +52,11 @@ def read_safetensors(path: Path) -> dict[str, LazyTensor]:
             if len(prefix) < 8 or length > min(size - 8, _MAX_HEADER):
                 raise _damaged(path, f"its header claims {length} bytes in a file of {size}")
             header = stream.read(length)
-            view = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+            whole = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
     entries = _parse_header(header, size - 8 - length, path)
-    return {entry.name: _lazy(entry, view, 8 + length, path) for entry in entries}
+    return {entry.name: _lazy(entry, whole, 8 + length, path) for entry in entries}
 
 
 def check_finite(array: npt.NDArray[Any], name: str, where: str) -> None:
@@ -68,14 +70,22 @@ def check_finite(array: npt.NDArray[Any], name: str, where: str) -> None:
         raise CheckpointError(f"{where}: {name} holds NaN or infinite weights; the file is damaged, get it again")
 
 
-def _lazy(entry: _Entry, view: memoryview, base: int, path: Path) -> LazyTensor:
+def _lazy(entry: _Entry, whole: mmap.mmap, base: int, path: Path) -> LazyTensor:
     def load() -> npt.NDArray[Any]:
-        flat = np.frombuffer(view[base + entry.begin : base + entry.end], dtype=DTYPES[entry.dtype])
+        flat = np.frombuffer(whole, DTYPES[entry.dtype], math.prod(entry.shape), base + entry.begin)
+        weakref.finalize(flat, _give_back, whole, base + entry.begin, base + entry.end)
         array = flat.reshape(entry.shape)
         check_finite(array, entry.name, str(path))
         return array
 
     return LazyTensor(entry.name, entry.shape, entry.dtype, load)
+
+
+def _give_back(whole: mmap.mmap, begin: int, end: int) -> None:
+    """Takes the pages of a tensor that nobody looks at any more out of this process. They stay in the page cache."""
+    first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
+    if first < end:
+        whole.madvise(mmap.MADV_DONTNEED, first, end - first)
 
 
 def _parse_header(header: bytes, data_size: int, path: Path) -> list[_Entry]:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from hermes_deploy.graphs.builder import GraphBuilder
-from hermes_deploy.graphs.weights import NUMPY_DTYPES, Weight
+from hermes_deploy.graphs.weights import Fill, Weight
 
 
 def angles(theta: float, head_dim: int, positions: int) -> npt.NDArray[np.float32]:
@@ -36,10 +36,14 @@ def rope_tables(b: GraphBuilder) -> tuple[ir.Value, ir.Value]:
     )
 
     def table(name: str, function: Callable[[Any], Any]) -> ir.Value:
-        def evaluate(wanted: str) -> npt.NDArray[Any]:
+        def open_rows() -> Fill:
             radians = angles(theta, head_dim, positions).astype(np.float64)
-            return np.asarray(function(radians), dtype=NUMPY_DTYPES[wanted])
 
-        return b.initializer(Weight(name, (positions, head_dim // 2), precision, evaluate))
+            def fill(top: int, bottom: int, into: npt.NDArray[Any]) -> None:
+                into[...] = function(radians[top:bottom])
+
+            return fill
+
+        return b.initializer(Weight(name, (positions, head_dim // 2), precision, open_rows))
 
     return table("rope.cos", np.cos), table("rope.sin", np.sin)

@@ -1,16 +1,17 @@
 """Source tensors to initializers that are read only while they are written. Pure until evaluated.
 
 Takes `LazyTensor`s of a checkpoint, gives `Weight`s: nothing is loaded when the graph is built,
-nothing is kept after evaluation, and a fused weight that is written as it is holds one source at a
-time. All cores share the turning of one source: for a 7B it is 15 GB that pass through here.
+nothing is kept after evaluation, and what is written is made strip by strip. All cores share the
+turning of a strip: for a 7B it is 15 GB that pass through here.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
@@ -25,56 +26,82 @@ ONNX_DTYPES: dict[str, ir.DataType] = {"fp32": ir.DataType.FLOAT, "fp16": ir.Dat
 
 _TILE = 256  # rows and columns that are transposed at a time: both sides stay in cache
 
+_STRIP = 1 << 23  # elements that are in memory while a weight is written
+
 _BF16 = np.dtype(ml_dtypes.bfloat16)
 
 
+Fill = Callable[[int, int, npt.NDArray[Any]], None]
+"""(first row, last row, array): writes these rows of a weight into the array, in the array's dtype."""
+
+
 class Weight(ir.LazyTensor):
-    """A lazy initializer that can also be read before it is rounded to its own dtype.
+    """A lazy initializer that is written to a file in strips, and can be read before it is rounded.
 
     `float32()`: the same values and shape in float32, with the source's own digits. What a
     quantizer reads, since a rounding to fp16 before its own is work and error for nothing.
     """
 
-    def __init__(
-        self, name: str, shape: tuple[int, ...], precision: str, evaluate: Callable[[str], npt.NDArray[Any]]
-    ) -> None:
-        """`evaluate` takes "fp32" or "fp16" and gives the values so, each time anew."""
+    def __init__(self, name: str, shape: tuple[int, ...], precision: str, open_rows: Callable[[], Fill]) -> None:
+        """`open_rows` reads the source, each time anew, and gives what hands out its rows."""
         dtype = ONNX_DTYPES[precision]
-
-        def tensor() -> ir.TensorProtocol:
-            with np.errstate(over="ignore"):  # the error below names the tensor
-                values = evaluate(precision)
-            if precision == "fp16" and not _is_finite(values):
-                raise GraphError(
-                    f"weight {name!r} holds values beyond fp16 (65504), which GPU targets compute in. "
-                    "What takes it: --target cpu --recipe fp32."
-                )
-            return ir.Tensor(values, dtype=dtype, shape=ir.Shape(shape), name=name)
-
-        super().__init__(tensor, dtype=dtype, shape=ir.Shape(shape), name=name)
-        self._values = evaluate
+        super().__init__(
+            lambda: ir.Tensor(self._whole(precision), dtype=dtype, shape=ir.Shape(shape), name=name),
+            dtype=dtype,
+            shape=ir.Shape(shape),
+            name=name,
+        )
+        self._open_rows, self._size, self._precision = open_rows, shape, precision
 
     def float32(self) -> npt.NDArray[np.float32]:
-        return self._values("fp32")
+        return self._whole("fp32")
+
+    def tofile(self, file: IO[bytes]) -> None:
+        """Writes the bytes of the tensor; of a matrix never more than a strip is in memory."""
+        rows = self._size[0] if self._size else 1
+        height = max(_TILE, _STRIP * rows // math.prod(self._size)) if rows else 1
+        fill, strip = self._open_rows(), self._empty(self._precision, min(height, rows))
+        for top in range(0, rows, height):
+            bottom = min(top + height, rows)
+            piece = strip[: bottom - top]
+            fill(top, bottom, piece)
+            self._check(piece)
+            file.write(piece.data.cast("B"))
+
+    def _whole(self, precision: str) -> npt.NDArray[Any]:
+        values = self._empty(precision, self._size[0])
+        self._open_rows()(0, self._size[0], values)
+        self._check(values)
+        return values
+
+    def _empty(self, precision: str, rows: int) -> npt.NDArray[Any]:
+        return np.empty((rows, *self._size[1:]), dtype=NUMPY_DTYPES[precision])
+
+    def _check(self, values: npt.NDArray[Any]) -> None:
+        if values.dtype == np.float16 and not _is_finite(values):
+            raise GraphError(
+                f"weight {self.name!r} holds values beyond fp16 (65504), which GPU targets compute in. "
+                "What takes it: --target cpu --recipe fp32."
+            )
 
 
 class LinearWeight(Weight):
     """A `Weight` `[K, sum(N_i)]` over sources `[N_i, K]`. `turned()` reads it in tiles."""
 
     def __init__(self, name: str, sources: Sequence[LazyTensor], precision: str) -> None:
-        inputs, outputs = sources[0].shape[1], sum(source.shape[0] for source in sources)
+        def open_rows() -> Fill:
+            loaded = [source.load() for source in sources]
 
-        def evaluate(wanted: str) -> npt.NDArray[Any]:
-            joined = np.empty((inputs, outputs), dtype=NUMPY_DTYPES[wanted])
-            at = 0
-            for source in sources:
-                values = source.load()
-                _transpose(values, joined[:, at : at + values.shape[0]])
-                at += values.shape[0]
-                del values  # before the next source is loaded
-            return joined
+            def fill(top: int, bottom: int, into: npt.NDArray[Any]) -> None:
+                left = 0
+                for values in loaded:
+                    _transpose(values[:, top:bottom], into[:, left : left + len(values)])
+                    left += len(values)
 
-        super().__init__(name, (inputs, outputs), precision, evaluate)
+            return fill
+
+        shape = (sources[0].shape[1], sum(source.shape[0] for source in sources))
+        super().__init__(name, shape, precision, open_rows)
         self._sources = sources
 
     def turned(self) -> Turned:
@@ -135,10 +162,16 @@ def linear_weight(name: str, sources: Sequence[LazyTensor], precision: str) -> L
 def plain_weight(name: str, source: LazyTensor, precision: str) -> Weight:
     """The source as it is, in the given precision."""
 
-    def evaluate(wanted: str) -> npt.NDArray[Any]:
-        return np.ascontiguousarray(source.load(), dtype=NUMPY_DTYPES[wanted])
+    def open_rows() -> Fill:
+        values = source.load()
 
-    return Weight(name, tuple(source.shape), precision, evaluate)
+        def fill(top: int, bottom: int, into: npt.NDArray[Any]) -> None:
+            with np.errstate(over="ignore"):  # the error of the check names the tensor
+                into[...] = values[top:bottom]
+
+        return fill
+
+    return Weight(name, tuple(source.shape), precision, open_rows)
 
 
 def _transpose(values: npt.NDArray[Any], into: npt.NDArray[Any]) -> None:
