@@ -90,7 +90,7 @@ def test_what_to_install_is_never_cut_short_in_a_narrow_terminal(monkeypatch: py
     [
         (("--recipe", "int3"), "Recipes are: fp16, fp32, fp8, int4-awq"),
         (("--target", "sm99"), "targets are: cpu, cuda, sm80"),
-        (("--recipe", "fp8", "--target", "sm86"), "fp8 works on: sm89, sm90, sm120"),
+        (("--recipe", "fp8", "--target", "sm86"), "'fp8' works on: sm89, sm90, sm120"),
         (("--recipe", "fp8", "--target", "cpu"), "cpu takes: fp32, int4-awq"),
         (("--max-slots", "0"), "max_slots"),
         (("--max-context", "-5"), "max_context"),
