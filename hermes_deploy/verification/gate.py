@@ -49,7 +49,7 @@ def run_gate(
     `tokenizer` turns ids into text for the report; without it there are ids. `tensors`: what the graph
     was made from, where that is not the checkpoint as it came (scales folded between its matrices);
     they are held against the stored weights, while answers are held against the reference.
-    `progress`: (positions compared, positions in all).
+    `progress`: (positions read, positions in all).
 
     Raises GateError when a measure is over its threshold, unless `accept_degraded`: then the result
     says so in `passed` and `problems`. Raises it always when an answer is not finite, or when the
@@ -86,12 +86,12 @@ def run_gate(
 
 
 def compare(reference: Reference, candidate: Candidate, target: Target, progress: Progress | None = None) -> Comparison:
-    """The answers alone, over every position of the reference that the graph's context holds."""
+    """The answers alone, over every position of the reference that the graph's context holds and that
+    is not a repetition (`reference.first_compared`)."""
     comparison = Comparison(len(reference.sequences))
     starts = np.cumsum([0, *map(len, reference.sequences)])
     head = reference.head().T
     ours = np.empty((_ROWS, head.shape[1]), dtype=np.float32)
-    done = 0
     for chat, start, theirs in _blocks(candidate, reference):
         at, end = starts[chat] + start, starts[chat] + start + len(theirs)
         np.matmul(reference.hidden[at:end], head, out=ours[: len(theirs)])
@@ -103,13 +103,13 @@ def compare(reference: Reference, candidate: Candidate, target: Target, progress
                 f"the build for {target.name} gives NaN or infinity at position {where} of held-out chat {chat}: "
                 "activations or weights overflow. Try a recipe with more precision (fp16, fp32)."
             )
-        done += len(theirs)
         if progress is not None:
-            progress(done, int(starts[-1]))
+            progress(int(end), int(starts[-1]))
     return comparison
 
 
 def _blocks(candidate: Candidate, reference: Reference) -> Iterator[tuple[int, int, npt.NDArray[np.float32]]]:
+    firsts = reference.firsts
     for chat, start, logits in candidate.answers(reference.sequences):
-        for top in range(0, len(logits), _ROWS):
+        for top in range(max(0, firsts[chat] - start), len(logits), _ROWS):
             yield chat, start + top, logits[top : top + _ROWS]

@@ -7,6 +7,7 @@ and every candidate of the build is compared with those. Knows no graph.
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import json
 import math
@@ -50,6 +51,11 @@ class Reference:
     answers: Answers
 
     @property
+    def firsts(self) -> tuple[int, ...]:
+        """Of each sequence the first position that is compared (see `first_compared`)."""
+        return first_compared(self.sequences)
+
+    @property
     def texts(self) -> Texts:
         return Texts(self.sequences, self.answers.prompts)
 
@@ -81,8 +87,8 @@ def heldout_chats() -> list[Chat]:
 
 
 def heldout_texts(tokenizer: EncodesChats, positions: int = POSITIONS) -> Texts:
-    """The held-out chats through the model's own template: as sequences, cut so that they have about
-    `positions` tokens together, and some first questions as prompts.
+    """The held-out chats through the model's own template: as sequences, cut so that about `positions`
+    of their tokens are compared, and some first questions as prompts.
 
     For few positions the first chats are taken, not the opening words of all. Cut is what is longest:
     every chat keeps its first tokens up to one common length. Raises CheckpointError when the
@@ -90,20 +96,35 @@ def heldout_texts(tokenizer: EncodesChats, positions: int = POSITIONS) -> Texts:
     """
     chats = heldout_chats()
     whole = encode_chats(tokenizer, chats[: -(-positions // TOKENS_A_CHAT)])
-    length = _common_length(list(map(len, whole)), positions)
+    length = _common_length(whole, positions)
     return Texts(tuple(tuple(ids[:length]) for ids in whole), _prompts(tokenizer, chats))
 
 
-def _common_length(lengths: list[int], positions: int) -> int:
-    """The least length L for which min(length, L) over all lengths add up to `positions`; else the longest."""
-    left = positions
-    ordered = sorted(lengths)
-    for index, length in enumerate(ordered):
-        share = -(-left // (len(ordered) - index))
-        if length >= share:
-            return max(1, share)
-        left -= length
-    return ordered[-1]
+def first_compared(sequences: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Of each sequence the first position that no earlier one has had, with all that stands before it.
+
+    Many templates open every chat with the same words; their answers are the same every time, and
+    count once.
+    """
+    return tuple(
+        max((_shared(earlier, ids) for earlier in sequences[:index]), default=0) for index, ids in enumerate(sequences)
+    )
+
+
+def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many first tokens of both are the same."""
+    same = min(len(one), len(other))
+    return next((at for at in range(same) if one[at] != other[at]), same)
+
+
+def _common_length(whole: Sequence[Sequence[int]], positions: int) -> int:
+    """The least length to which all can be cut so that `positions` are compared; else the longest."""
+    firsts, longest = first_compared(whole), max(map(len, whole))
+
+    def compared(length: int) -> int:
+        return sum(max(0, min(len(ids), length) - first) for ids, first in zip(whole, firsts, strict=True))
+
+    return bisect.bisect_left(range(longest), positions, lo=1, key=compared)
 
 
 def _prompts(tokenizer: EncodesChats, chats: Sequence[Chat]) -> tuple[tuple[int, ...], ...]:
@@ -140,7 +161,7 @@ def prepare_reference(
     """
     texts = heldout_texts(tokenizer, positions)
     note = f" ({checkpoint.weights_note})" if checkpoint.weights_note else ""
-    total = sum(map(len, texts.sequences))
+    total = sum(map(len, texts.sequences)) - sum(first_compared(texts.sequences))
     return reference_of(
         checkpoint.config,
         checkpoint.tensors,

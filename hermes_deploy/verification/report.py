@@ -162,12 +162,17 @@ def _divergences(found: Sequence[Divergence]) -> str:
 def _divergence(each: Divergence) -> str:
     where = f"all {each.length} tokens equal" if each.at is None else f"token {each.at + 1} of {each.length}"
     return (
-        f"<details><summary>{where}: {_text(each.prompt.strip()[-80:])}</summary>"
+        f"<details><summary>{where}: {_text(_end(each.prompt.strip()))}</summary>"
         f'<pre dir="auto">{_text(each.prompt)}<span class="same">{_text(each.shared)}</span>'
         f'<span class="other">{_text(each.rest)}</span></pre>'
         + (_choices(each.reference, each.candidate) if each.at is not None else "")
         + "</details>"
     )
+
+
+def _end(text: str, most: int = 80) -> str:
+    """The last words."""
+    return text if len(text) <= most else "… " + text[-most:].partition(" ")[2]
 
 
 def _worst(found: Sequence[Excerpt]) -> str:

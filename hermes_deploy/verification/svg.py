@@ -49,7 +49,7 @@ def bar_chart(
         parts.append(
             f'<line class="axis" x1="{_LEFT:g}" x2="{_WIDTH - _RIGHT:g}" y1="{height:.1f}" y2="{height:.1f}"/>'
         )
-        parts.append(f'<text x="{_LEFT - 6:g}" y="{height + 4:.1f}" text-anchor="end">{share * top:.3g}</text>')
+        parts.append(f'<text x="{_LEFT - 6:g}" y="{height + 4:.1f}" text-anchor="end">{_short(share * top)}</text>')
     for index, bar in enumerate(bars):
         height = bar.value / top * (floor - _TOP)
         parts.append(
@@ -58,14 +58,17 @@ def bar_chart(
         )
     for place, word in ticks.items():
         parts.append(f'<text x="{across(place):.1f}" y="{floor + 14:.1f}" text-anchor="middle">{escape(word)}</text>')
-    for place, word in (marks or {}).items():
+    for index, (place, word) in enumerate(sorted((marks or {}).items())):
         x = across(min(max(place, 0.0), len(bars)))
-        side = "end" if x > _WIDTH / 2 else "start"
+        side, apart = ("end", -5) if index == 0 and x > _WIDTH / 4 else ("start", 5)
         parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP - 12:.1f}" y2="{floor:.1f}"/>')
         parts.append(
-            f'<text class="word" x="{x + (-5 if side == "end" else 5):.1f}" y="{_TOP - 4:.1f}" '
-            f'text-anchor="{side}">{escape(word)}</text>'
+            f'<text class="word" x="{x + apart:.1f}" y="{_TOP - 4:.1f}" text-anchor="{side}">{escape(word)}</text>'
         )
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     parts.append(f'<text x="{middle:.1f}" y="{_HEIGHT - 4:.1f}" text-anchor="middle">{escape(below)}</text></svg>')
     return "".join(parts)
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -22,6 +22,7 @@ from hermes_deploy.verification import (
     tensor_error,
     tensors_sha256,
 )
+from hermes_deploy.verification.reference import first_compared
 from tests.verification.conftest import Build
 from tests.verification.damage import damaged, scrambled_head, scrambled_layer
 
@@ -43,7 +44,7 @@ def test_a_good_build_passes(recipe: str, where: str, build: Build, reference: R
     assert result.passed
     assert result.recipe == recipe
     assert result.tensors_sha256 == tensors_sha256(path)
-    assert result.measures.positions == sum(map(len, reference.sequences))
+    assert result.measures.positions == sum(map(len, reference.sequences)) - sum(reference.firsts)
     assert result.thresholds == load_recipe(recipe).thresholds(0).model_dump(exclude_none=True)
 
 
@@ -103,7 +104,17 @@ def test_a_checkpoint_whose_own_answers_are_not_numbers_is_refused(tiny: Checkpo
 def test_texts_longer_than_the_graph_holds_are_cut(build: Build, reference: Reference) -> None:
     for recipe, where in (("fp32", "cpu"), ("fp16", "sm80")):
         result = run_gate(reference, build(recipe, where, max_context=20), target(where), load_recipe(recipe))
-        assert result.measures.positions == 20 * len(reference.sequences)
+        assert result.measures.positions == 20 * len(reference.sequences) - sum(reference.firsts)
+
+
+def test_words_that_open_every_chat_count_once(tiny: Checkpoint, build: Build) -> None:
+    opening = list(range(30))
+    texts = [[*opening, 100, 101], [*opening, 102], [*opening, 100, 101, 103], [104], opening]
+    assert first_compared(texts) == (0, 30, 32, 0, 30)
+    repeated = reference_of(tiny.config, tiny.tensors, texts, "repeated")
+    result = run_gate(repeated, build("int4-rtn", "cpu"), target("cpu"), load_recipe("int4-rtn"))
+    assert result.measures.positions == 32 + 1 + 1 + 1
+    assert result.chats == 4
 
 
 def test_texts_longer_than_one_run_continue_from_the_cache(tiny: Checkpoint, build: Build) -> None:
