@@ -20,7 +20,7 @@ SHARES = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75)
 """Candidates; 0 is no scaling at all."""
 
 _POSITIONS = 384
-"""Of the inputs, evenly spaced: more finds the same."""
+"""Of the inputs, evenly spaced: a bound on time."""
 
 
 def search_scale(columns: Float, inputs: Float, magnitude: Float, form: BlockForm, name: str) -> Float:

@@ -4,7 +4,8 @@ Runs the float32 reference over token ids (`calibration_chats` has the texts), l
 more than half a layer's weights and the activations of one layer are in memory, whatever the model.
 For each linear it finds how large its inputs get, how much each of them matters, in which directions
 they move together, what scales to fold in (`awq`, `smoothquant`), and which had better stay as they are.
-Chats are cut to CHAT_TOKENS: on SmolLM2-135M twice as many made no difference.
+Chats are cut to CHAT_TOKENS. (On SmolLM2-135M, 4 bits in blocks of 32, the KL over 1,440 positions was
+0.139 with 16 chats so cut and 0.135 with 37.)
 """
 
 from __future__ import annotations
@@ -42,10 +43,10 @@ CHAT_TOKENS = 128
 
 MOST_TOKENS = 4096
 """Of all chats together; of more, evenly chosen ones are used. Bounds the memory of activations:
-for a 7B this many take 1.2 GB."""
+one layer of a 7B over 2,048 tokens was prepared in 1.4 GB, weights and interpreter included."""
 
 SAMPLE_COLUMNS = 256
-"""Outputs of a linear that scales are searched on, evenly spaced: more finds the same scales."""
+"""Outputs of a linear that scales are searched on, evenly spaced: a bound on time."""
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ moments of all pairs of inputs, [K, K]: 0.8 GB for one `down` of a 7B. Here they
     E[x x'] = diag(rest) + F F'        F [K, RANK], the strongest directions
 
 so that what is handed from weight to weight is a vector of RANK numbers a column, and everything a
-quantizer needs is stored in K * RANK numbers. Measured on SmolLM2-135M: as good as the whole matrix,
-since what 32 directions leave out is mostly noise of the few chats. Pure; knows no form of codes.
+quantizer needs is stored in K * RANK numbers. Measured on three layers of SmolLM2-135M, blocks of 32,
+inputs not calibrated on: 0.69 of the output error of weighted rounding alone with 16 directions, 0.64
+with 64, 0.64 to 0.72 with the whole matrix (by its damping). Pure; knows no form of codes.
 """
 
 from __future__ import annotations

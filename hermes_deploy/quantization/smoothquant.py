@@ -24,7 +24,9 @@ BOUNDS = (1.0, 0.85, 0.7)
 
 MOST_ERROR = 0.002
 """Of a linear's output, as mean over positions of |error|^2 / |output|^2, that 8 bits may cost; over it
-the linear is kept as it is (see docs/quantization.md for what other thresholds give)."""
+the linear is kept as it is. On SmolLM2-135M, whose every `down` has a few massive inputs, of 120 linears
+0 / 1 / 11 / 26 / 33 / 35 kept (over 1 / 0.01 / 0.003 / 0.002 / 0.0012 / 0.001) gave a KL of
+0.148 / 0.135 / 0.084 / 0.043 / 0.033 / 0.032 over 1,440 positions; `quantize` takes a quarter kept at most."""
 
 _LEVELS = np.float32(127)
 _POSITIONS = 384
