@@ -22,12 +22,14 @@ from hermes_deploy.verification.reference import (
     reference_of,
 )
 from hermes_deploy.verification.reference_file import read_reference, write_reference
+from hermes_deploy.verification.report import REPORT, write_report
 from hermes_deploy.verification.result import GateResult
 from hermes_deploy.verification.tensor_error import TensorError, tensor_error
 from hermes_deploy.verification.tensors import tensors_sha256
 
 __all__ = [
     "POSITIONS",
+    "REPORT",
     "GateResult",
     "Measures",
     "Reference",
@@ -45,4 +47,5 @@ __all__ = [
     "tensor_error",
     "tensors_sha256",
     "write_reference",
+    "write_report",
 ]

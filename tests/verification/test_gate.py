@@ -11,6 +11,7 @@ import pytest
 from hermes_deploy.checkpoints.checkpoint import Checkpoint
 from hermes_deploy.errors import GateError
 from hermes_deploy.graphs import GraphSpec, build_decoder, save_model
+from hermes_deploy.quantization import prepare, quantize
 from hermes_deploy.recipes import GateThresholds, load_recipe
 from hermes_deploy.targets import target
 from hermes_deploy.verification import (
@@ -68,6 +69,24 @@ def test_one_scrambled_layer_is_refused(
     path = build(recipe, where, scrambled_layer(tiny, layer=0))
     with pytest.raises(GateError, match=f"{recipe} build for {where}.*Nothing is published"):
         run_gate(reference, path, target(where), load_recipe(recipe))
+
+
+def test_weights_are_held_against_what_they_were_made_from_and_answers_against_the_checkpoint(
+    tiny: Checkpoint, reference: Reference, tmp_path: Path
+) -> None:
+    recipe, goal = load_recipe("int8-sq"), target("sm80")
+    texts = [list(ids[:64]) for ids in reference.sequences[:4]]
+    preparation = prepare(tiny.config, tiny.tensors, texts, recipe, goal)
+    folded = preparation.tensors(tiny.config, tiny.tensors)
+    model = build_decoder(GraphSpec(tiny.config, goal.dialect, goal.activation, 192), folded)
+    quantize(model, recipe, goal, preparation)
+    path = tmp_path / "model.onnx"
+    save_model(model, path)
+    result = run_gate(reference, path, goal, recipe, tensors=folded)
+    assert result.passed
+    assert result.chain is not None and max(result.chain.by_layer) < 0.1
+    with pytest.raises(GateError, match="relative error of weights"):
+        run_gate(reference, path, goal, recipe)
 
 
 def test_a_damaged_norm_and_a_damaged_embedding_row_are_found(tiny: Checkpoint, build: Build) -> None:
