@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from hermes_deploy.repository.manifest import Manifest
 
 
 def validate(
@@ -35,6 +38,8 @@ def validate(
         signature = "there, not checked (--require-signature KEY checks it)" if is_signed(artifact) else "none"
     problems = verify_files(artifact, manifest)
     verdicts = {entry.name: serveable(entry.name) for entry in manifest.targets}
+    if not problems:
+        verdicts |= _engine_verdicts(artifact, manifest)
     runs_here = [name for name, reason in verdicts.items() if not reason]
     if as_json:
         print(
@@ -70,3 +75,16 @@ def validate(
             f"{artifact} is intact, but nothing in it runs on this machine (see above). "
             "Build it again with --target cpu, or serve it on a machine that it was built for."
         )
+
+
+def _engine_verdicts(artifact: Path, manifest: Manifest) -> dict[str, str]:
+    """What is in the way of each TensorRT engine, by target. ArtifactError: a plan that is not its sidecar's."""
+    from hermes_deploy.engines.sidecar import PLAN, read_sidecar, version_problem
+    from hermes_deploy.machine import serveable
+
+    verdicts = {}
+    for entry in manifest.targets:
+        plans = [artifact / name for name in entry.engine_files if name.endswith(f"/{PLAN}")]
+        reasons = [serveable(entry.name), *(version_problem(read_sidecar(plan.parent)) for plan in plans)]
+        verdicts[entry.name] = "; ".join(reason for reason in reasons if reason)
+    return verdicts

@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hermes_deploy.errors import ArtifactError
+from hermes_deploy.machine import tensorrt_package
 from hermes_deploy.targets import Flavour, Precision
 
 PLAN = "engine.plan"
@@ -134,6 +135,19 @@ def read_sidecar(folder: Path, *, verify: bool = True) -> EngineSidecar:
     if verify and _sha256(plan) != sidecar.plan.sha256:
         raise ArtifactError(f"{plan} is not the engine that {SIDECAR} was written for: sha256 differs. {again}")
     return sidecar
+
+
+def version_problem(sidecar: EngineSidecar) -> str:
+    """Why the TensorRT of this machine cannot open the plan, in one line; empty when it has the very
+    version that built it. A plan that is not built to be version-compatible opens with no other."""
+    package = tensorrt_package(sidecar.flavour)
+    if package.version == sidecar.version:
+        return ""
+    found = f"this machine has {package.version}" if package.version else package.trouble
+    return (
+        f"{PLAN} was built by {sidecar.flavour} {sidecar.version} and opens with that version only; {found}. "
+        "Install that version, or build the artifact again with the one that is here"
+    )
 
 
 def _sha256(path: Path) -> str:

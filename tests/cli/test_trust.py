@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 
+from hermes_deploy.engines.sidecar import EngineSidecar, LayerSummary, PlanEntry, write_sidecar
 from hermes_deploy.repository.demo import demo_config
+from hermes_deploy.repository.engine_config import EngineTarget
 from hermes_deploy.repository.signature import sign_artifact
 from tests.cli.test_command import run
 from tests.fixtures.keys import write_keys
@@ -78,3 +81,43 @@ def test_a_degraded_artifact_says_so_wherever_it_is_looked_at(artifact: Path) ->
     started = run("serve", str(artifact), "--host", "no such host")
     assert started.returncode != 0
     assert f"was shipped all the same: {REASON}" in started.stderr
+
+
+def engine_artifact(folder: Path, version: str, plan: bytes = b"plan") -> Path:
+    """An artifact with what passes for an engine for sm86; the plan is `plan`, the sidecar is that of b"plan"."""
+    engine = folder / "hermes_engine/1/tensorrt-sm86"
+    engine.mkdir(parents=True)
+    (engine / "engine.plan").write_bytes(plan)
+    sidecar = EngineSidecar(
+        flavour="tensorrt_rtx",
+        version=version,
+        targets=["sm86"],
+        compute_capabilities=["8.6"],
+        precision="int4",
+        head_precision="int4",
+        kept=[],
+        inputs=[],
+        outputs=[],
+        aliases={},
+        profiles=[],
+        layers=LayerSummary(linears={}, gemms={}, attentions=0, fused_attention={}, kernels=0),
+        plan=PlanEntry(sha256=hashlib.sha256(b"plan").hexdigest(), size=4),
+    )
+    write_sidecar(engine, sidecar)
+    files = ("tensorrt-sm86/engine.plan", "tensorrt-sm86/engine.json")
+    target = EngineTarget(name="sm86", engine="tensorrt", precision="int4", model=files[0], files=files)
+    seal(folder, demo_config().model_copy(update={"targets": (target,)}))
+    return folder
+
+
+def test_an_engine_of_another_tensorrt_is_told(tmp_path: Path) -> None:
+    done = run("validate", str(engine_artifact(tmp_path / "artifact", "0.0.1")), "--json")
+    assert done.returncode == 6
+    reason = json.loads(done.stdout)["targets"]["sm86"]
+    assert "built by tensorrt_rtx 0.0.1 and opens with that version only; this machine has" in reason
+
+
+def test_an_engine_that_is_not_its_sidecars_is_refused(tmp_path: Path) -> None:
+    done = run("validate", str(engine_artifact(tmp_path / "artifact", "0.0.1", plan=b"nalp")))
+    assert done.returncode == 6
+    assert "is not the engine that engine.json was written for" in done.stderr

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hermes_deploy.engines import PLAN, SIDECAR, EngineFiles, read_sidecar, write_sidecar
+from hermes_deploy.engines.sidecar import version_problem
 from hermes_deploy.errors import ArtifactError
 from tests.engines.conftest import build_decoder
 from tests.engines.decoder_onnx import Decoder
@@ -103,3 +104,19 @@ def test_half_an_engine_is_no_engine(engine: EngineFiles, tmp_path: Path) -> Non
     write_sidecar(folder, engine.sidecar)
     with pytest.raises(ArtifactError, match="is not there"):
         read_sidecar(folder)
+
+
+def test_a_plan_opens_with_the_tensorrt_that_built_it(engine: EngineFiles) -> None:
+    assert version_problem(engine.sidecar) == ""
+
+
+def test_a_plan_of_another_tensorrt_names_both_versions(engine: EngineFiles) -> None:
+    problem = version_problem(engine.sidecar.model_copy(update={"version": "0.0.1"}))
+    assert "built by tensorrt_rtx 0.0.1" in problem
+    assert f"this machine has {engine.sidecar.version}" in problem
+    assert "Install that version, or build the artifact again" in problem
+
+
+def test_a_plan_of_a_tensorrt_that_is_not_here_says_so(engine: EngineFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert "tensorrt_rtx is not installed" in version_problem(engine.sidecar)
