@@ -34,7 +34,7 @@ from hermes_deploy.verification.late_weights import wait_for_inputs
 CHUNK = 256
 """Positions of one sequence that one run computes."""
 
-_LOGITS_BYTES = 128 << 20
+_LOGITS_BYTES = 192 << 20
 """Most bytes of logits of a run that takes several sequences."""
 
 _DTYPES = {"fp32": np.float32, "fp16": np.float16}
