@@ -137,11 +137,6 @@ def _prompts(tokenizer: EncodesChats, chats: Sequence[Chat]) -> tuple[tuple[int,
     return tuple(tuple(asked[short[i * len(short) // count]]) for i in range(count))
 
 
-def heldout_sequences(tokenizer: EncodesChats, positions: int = POSITIONS) -> list[list[int]]:
-    """The sequences of `heldout_texts`."""
-    return [list(ids) for ids in heldout_texts(tokenizer, positions).sequences]
-
-
 def reference_key(checkpoint: Checkpoint, texts: Texts) -> dict[str, str]:
     """Everything that a reference depends on, for a cache by content. Runs no model."""
     return {"form": str(_FORM), "checkpoint": checkpoint.sha256, "texts": texts.sha256}
