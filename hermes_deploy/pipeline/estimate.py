@@ -112,8 +112,8 @@ class _Shapes:
 def _gate(planned: PlannedVariant, shapes: _Shapes, size: VariantSize) -> int:
     if planned.variant.served:  # ONNX Runtime packs the weights once more
         return PROCESS + 9 * size.stored // 4 + shapes.head + 4 * 256 * shapes.logits
-    # several texts at once, up to 160 MiB of logits
-    return PROCESS + 3 * size.largest + shapes.head + 4 * max(160 << 20, 256 * shapes.logits)
+    # several texts at once, up to 192 MiB of logits
+    return PROCESS + 3 * size.largest + shapes.head + 4 * max(192 << 20, 256 * shapes.logits)
 
 
 def problems(need: Estimate, memory: Room, cache: Room, output: Room) -> list[str]:
