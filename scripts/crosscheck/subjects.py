@@ -65,8 +65,8 @@ def make_subject(folder: Path) -> Subject:
 
 @dataclass(frozen=True)
 class Ours:
-    """`shipped`: what a build makes for the target, in fp16. `twin`: the same codes computed in fp32,
-    for numbers that are to be compared with an fp32 graph of somebody else's."""
+    """`shipped`: what a build makes for the target, in fp16. `twin`: the same recipe with scales
+    and activations in fp32, for numbers that are to be compared with an fp32 graph of somebody else's."""
 
     shipped: Path
     twin: Path
