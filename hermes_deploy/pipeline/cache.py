@@ -18,9 +18,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from hermes_deploy.checkpoints.source import default_cache
 from hermes_deploy.errors import BuildError
@@ -33,6 +33,11 @@ MAKING = ".making-"
 LOCK = ".lock"
 
 
+def _instant(text: str) -> str:
+    datetime.datetime.fromisoformat(text).timestamp()
+    return text
+
+
 class EntryFile(BaseModel):
     """entry.json. `parts`: what the key is made of. `created`: UTC, ISO 8601. `files`: all but entry.json."""
 
@@ -43,7 +48,7 @@ class EntryFile(BaseModel):
     model: str
     key: str
     parts: dict[str, Any]
-    created: str
+    created: Annotated[str, AfterValidator(_instant)]
     files: dict[str, FileEntry]
 
     @property
@@ -114,12 +119,14 @@ class StageCache:
                 return entry
             if damage:
                 note(f"{self.place(key)} is damaged ({damage}); it is removed and made again")
-                shutil.rmtree(self.place(key))
+                remove_entry(self.place(key))
             return self._make(key, make)
 
     def _use(self, key: StageKey) -> tuple[Entry | None, str]:
         """The entry, held and verified; or None and what is wrong with it, "" when there is none."""
         place = self.place(key)
+        if place.is_symlink() or (place.exists() and not place.is_dir()):
+            return None, "it is not a folder"
         lock = lock_folder(place, fcntl.LOCK_SH)
         if lock is None:
             return None, ""
@@ -195,6 +202,14 @@ def _same(descriptor: int, path: Path) -> bool:
         return False
     ours = os.fstat(descriptor)
     return (named.st_dev, named.st_ino) == (ours.st_dev, ours.st_ino)
+
+
+def remove_entry(place: Path) -> None:
+    """A folder with all that is in it; of a link or a file in its place, that alone."""
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place)
+    else:
+        place.unlink()
 
 
 def read_entry(folder: Path) -> EntryFile:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import datetime
 import fcntl
 import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from hermes_deploy.errors import BuildError
-from hermes_deploy.pipeline.cache import ENTRY, LOCK, MAKING, read_entry
+from hermes_deploy.pipeline.cache import ENTRY, LOCK, MAKING, read_entry, remove_entry
 from hermes_deploy.pipeline.locked_folders import lock_folder, remove_abandoned
 
 
@@ -101,7 +100,7 @@ def _remove(folder: Path) -> bool:
     if lock is None:
         return not folder.exists()
     try:
-        shutil.rmtree(folder)
+        remove_entry(folder)
     finally:
         os.close(lock)
     return True

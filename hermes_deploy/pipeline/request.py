@@ -8,6 +8,7 @@ from pathlib import Path
 from hermes_deploy.errors import TargetError, UsageError
 from hermes_deploy.pipeline.estimate import Estimate
 from hermes_deploy.recipes import Recipe, check_target, load_recipe, override
+from hermes_deploy.repository.manifest import reason_trouble
 from hermes_deploy.targets import Target, target
 from hermes_deploy.verification import POSITIONS
 
@@ -52,6 +53,8 @@ class BuildRequest:
             )
         if self.accept_degraded is not None and not self.accept_degraded.strip():
             raise UsageError("--accept-degraded needs the reason in words; it stands in the manifest for who serves it")
+        if self.accept_degraded is not None and (trouble := reason_trouble(self.accept_degraded)):
+            raise UsageError(f"the reason of --accept-degraded {trouble}. It is shown at every start of the server")
         recipe = load_recipe(self.recipe)
         changes = {"max_context": self.max_context, "max_slots": self.max_slots}
         recipe = override(recipe, {key: value for key, value in changes.items() if value is not None})

@@ -71,6 +71,8 @@ def _check_name(name: object, what: str) -> None:
 
 def _read(path: Path) -> str:
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited on for ever
+            raise RecipeError(f"recipe {path}: is not a regular file")
         with path.open("rb") as stream:
             data = stream.read(LARGEST_FILE + 1)
         if len(data) > LARGEST_FILE:
@@ -133,7 +135,8 @@ class _PlainLoader(yaml.SafeLoader):
 def _mapping(text: str, where: str) -> dict[str, Any]:
     try:
         data = yaml.load(text, _PlainLoader)  # it is a SafeLoader
-    except (yaml.YAMLError, RecursionError) as error:  # thousands of brackets are no YAMLError
+    # thousands of brackets are no YAMLError, nor is a date or a number that is none (2026-99-99)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise RecipeError(f"recipe {where}: not valid YAML: {error}") from None
     if not isinstance(data, dict):
         raise RecipeError(f"recipe {where}: expected a mapping, found {type(data).__name__}")

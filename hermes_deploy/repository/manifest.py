@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import unicodedata
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -24,6 +25,25 @@ SIGNATURE = "model.sig"
 SCHEMA: Final = 2
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+LONGEST_REASON = 500
+"""Characters."""
+
+
+def reason_trouble(reason: str) -> str:
+    """Why `reason` cannot stand in the manifest and on terminals and in logs, "" when it can."""
+    if not any(letter.isalnum() for letter in reason):
+        return "says nothing in words"
+    if len(reason) > LONGEST_REASON:
+        return f"has {len(reason):,} characters; at most {LONGEST_REASON} are taken"
+    # a line end would let it write log lines of its own, an escape dress a terminal, half a surrogate is no UTF-8
+    strange = [c for c in reason if c in "\u2028\u2029" or unicodedata.category(c) in ("Cc", "Cs") or c in _TURNS]
+    return f"has the character {strange[0]!a}; it must be one line of plain text" if strange else ""
+
+
+_TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""Characters that turn the direction of what follows, on the rest of the line too."""
 
 
 class _Frozen(BaseModel):
@@ -152,6 +172,8 @@ class Manifest(_Frozen):
             raise ValueError(f"the gate of {', '.join(failed)} failed and no reason to ship it is given")
         if self.degraded is not None and not failed:
             raise ValueError("a reason for a failed gate is given and every gate passed")
+        if self.degraded is not None and (trouble := reason_trouble(self.degraded)):
+            raise ValueError(f"the reason for a failed gate {trouble}")
         return self
 
 
@@ -191,6 +213,8 @@ def read_manifest(folder: Path) -> Manifest:
     """Raises ArtifactError when there is none or it is not one of ours."""
     path = folder / MANIFEST
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited on for ever
+            raise ArtifactError(f"{path} is not a regular file. Copy the artifact again from where it was built.")
         data = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(
@@ -199,7 +223,7 @@ def read_manifest(folder: Path) -> Manifest:
         ) from None
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} cannot be read: {error}. Build the artifact again.") from None
     if isinstance(data, dict) and data.get("schema_version") != SCHEMA:
         raise ArtifactError(

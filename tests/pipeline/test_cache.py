@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -57,7 +58,7 @@ def test_a_name_that_no_result_depends_on_is_not_in_the_key() -> None:
     assert key("one").digest != key("two").digest
 
 
-@pytest.mark.parametrize("damage", ["change", "remove", "add", "entry", "no entry"])
+@pytest.mark.parametrize("damage", ["change", "remove", "add", "entry", "no entry", "link", "file"])
 def test_a_damaged_entry_is_said_and_made_again(damage: str, tmp_path: Path) -> None:
     (entry,) = fill(tmp_path, "one")
     if damage == "change":
@@ -68,6 +69,11 @@ def test_a_damaged_entry_is_said_and_made_again(damage: str, tmp_path: Path) -> 
         (entry.folder / "more").write_text("x")
     elif damage == "entry":
         (entry.folder / "entry.json").write_text("{")
+    elif damage == "link":
+        entry.folder.symlink_to(entry.folder.rename(tmp_path / "elsewhere"))
+    elif damage == "file":
+        shutil.rmtree(entry.folder)
+        entry.folder.write_text("x")
     else:
         (entry.folder / "entry.json").unlink()
     said: list[str] = []
@@ -209,9 +215,19 @@ def test_an_entry_that_is_used_counts_as_used_now(tmp_path: Path) -> None:
 
 def test_a_damaged_entry_is_listed_as_such_and_can_be_pruned(tmp_path: Path) -> None:
     (entry,) = fill(tmp_path, "a")
-    (entry.folder / "entry.json").write_text("[]")
-    assert [found.stage for found in list_entries(tmp_path)] == ["damaged"]
+    about = entry.folder / "entry.json"
+    for text in ("[]", about.read_text().replace('"created": "2', '"created": "x')):
+        about.write_text(text)
+        assert [found.stage for found in list_entries(tmp_path)] == ["damaged"]
     assert len(prune(tmp_path, keep=0).removed) == 1
+
+
+def test_of_a_link_in_the_cache_only_the_link_is_pruned(tmp_path: Path) -> None:
+    (entry,) = fill(tmp_path / "cache", "a")
+    entry.folder.symlink_to(entry.folder.rename(tmp_path / "elsewhere"))
+    assert len(prune(tmp_path / "cache", keep=0).removed) == 1
+    assert list((tmp_path / "cache").iterdir()) == []
+    assert (tmp_path / "elsewhere" / "file").is_file()
 
 
 def test_a_changed_copy_does_not_change_the_cache(tmp_path: Path) -> None:

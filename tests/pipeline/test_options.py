@@ -104,6 +104,11 @@ def test_a_signed_artifact_differs_from_an_unsigned_one_by_its_signature_alone(
     [
         ({"gate_positions": 100}, "at least 512"),
         ({"accept_degraded": "  "}, "needs the reason"),
+        ({"accept_degraded": "\N{ZERO WIDTH SPACE}"}, "says nothing in words"),
+        ({"accept_degraded": "x" * 501}, "has 501 characters; at most 500"),
+        ({"accept_degraded": "fine\nINFO all gates passed"}, r"has the character '\\n'; it must be one line"),
+        ({"accept_degraded": "fine\x1b[2J"}, r"has the character '\\x1b'"),
+        ({"accept_degraded": "not UTF-8: \udcff"}, r"has the character '\\udcff'"),
         ({"calibration": Path("chats.jsonl")}, "nothing to calibrate"),
         ({"recipe": "int4-awq", "calibration": Path("no-such-file.jsonl")}, "does not exist"),
         ({"sign_with": Path("no-such-key")}, "cannot be read"),

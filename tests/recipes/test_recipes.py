@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,8 @@ def test_every_recipe_that_ships_is_valid_and_named_as_its_file() -> None:
         ("a: [unclosed", "not valid YAML"),
         ("a: &a [1]\nb: *a", "aliases are not taken"),
         ("[" * 20000, "not valid YAML"),
+        ("name: 2026-99-99", "not valid YAML: month must be"),
+        ("max_slots: " + "9" * 5000, "not valid YAML: Exceeds the limit"),
         ("extends: int3\n", "test: extends unknown recipe 'int3'"),
         ("extends: [fp8]\n", r"extends unknown recipe \['fp8'\]"),
     ],
@@ -96,6 +99,9 @@ def test_a_recipe_can_be_a_persons_own_file(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(RecipeError, match=r"mine\.yaml: is not UTF-8"):
         load_recipe(str(path))
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(RecipeError, match=r"pipe\.yaml: is not a regular file"):
+        load_recipe(str(tmp_path / "pipe.yaml"))
     with pytest.raises(RecipeError, match=r"none\.yaml: cannot be read: No such file"):
         load_recipe(str(tmp_path / "none.yaml"))
 

@@ -94,6 +94,7 @@ def test_a_file_in_place_of_the_folder_is_no_artifact(artifact: Path) -> None:
         (None, "is not a hermes-deploy artifact"),
         ("{", "cannot be read"),
         ("[]", "is damaged: the whole: "),
+        ("[" * 100_000, "cannot be read: maximum recursion"),
         ('{"schema_version": 99}', "schema_version 99; this version reads 2"),
         ('{"schema_version": 1}', "schema_version 1; this version reads 2"),
         ('{"schema_version": 2}', "is damaged: model"),
