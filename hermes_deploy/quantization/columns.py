@@ -63,7 +63,9 @@ def _quantized(
     weight: npt.NDArray[Any], scale_dtype: np.dtype[Any], name: str, dtype: np.dtype[Any], most: float
 ) -> Columns:
     scale, factors = _scales(_peaks(weight, name) / np.float32(most), scale_dtype)
-    inverse = np.float32(1) / (scale.astype(np.float32) * factors.astype(np.float32))
+    # a product of two small numbers may be none that has an inverse
+    steps = np.maximum(scale.astype(np.float32) * factors.astype(np.float32), np.finfo(np.float32).tiny)
+    inverse = np.float32(1) / steps
     codes = np.empty(weight.shape, dtype=dtype)
     for top, piece in _pieces(weight):
         scaled = piece * inverse

@@ -59,6 +59,15 @@ def test_a_column_of_zeros_stays_zero(quantize: Quantizer) -> None:
         assert (factors > 0).all()
 
 
+@both
+def test_weights_near_the_end_of_fp32_become_codes_and_not_nan(quantize: Quantizer) -> None:
+    weight = np.ones((8, 3), np.float32) * np.asarray([1, 1e-39, 1e-44], np.float32)
+    for each in (weight, weight[:, 1:]):
+        with np.errstate(over="raise", invalid="raise"):
+            codes, scale, factors = quantize(each, np.dtype(np.float32))
+        assert np.isfinite(dequantize((codes, scale, factors))).all()
+
+
 def test_minus_128_is_not_used() -> None:
     codes, _, _ = to_int8(np.asarray([[-1.0, 1.0], [0.3, -0.999]], np.float32), F16)
     assert codes.min() == -127
