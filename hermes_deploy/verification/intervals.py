@@ -3,7 +3,9 @@
 Positions of one chat are not independent: a chat that goes wrong goes wrong for a while. So whole
 chats are drawn, with replacement, as many as there are, and the measure is taken of the draw; the
 interval is what the middle 95 % of a thousand draws span (Efron, percentile method). The seed is fixed:
-the same answers give the same interval. Of one chat nothing can be said: its interval is a point.
+the same answers give the same interval. Of one chat nothing can be said: it has none. Of few chats it is
+too narrow: drawn from a known population, it held the true mean 0.49 of the times with 2 chats, 0.78 with
+5, 0.88 with 16 and 0.95 with 53.
 """
 
 from __future__ import annotations
@@ -27,9 +29,11 @@ def bootstrap(
 ) -> dict[str, Interval]:
     """`sums` [chats, n] of each chat; `measures` of sums [draws, n] added up over chats, [draws] each.
 
-    Chats without sums (nothing of them was compared) are not drawn.
+    Chats without sums (nothing of them was compared) are not drawn. Empty for fewer than two chats.
     """
     kept = sums[sums.any(axis=1)]
+    if len(kept) < 2:
+        return {}
     drawn = np.random.default_rng(_SEED).integers(0, len(kept), size=(draws, len(kept)))
     times = np.zeros((draws, len(kept)))
     np.add.at(times, (np.arange(draws)[:, None], drawn), 1.0)

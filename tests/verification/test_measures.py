@@ -128,3 +128,8 @@ def test_many_positions_of_few_chats_are_worth_less_than_of_many_chats() -> None
         return high - low
 
     assert width(of_chats(5, 240, 0.1)) > 2 * width(of_chats(60, 20, 0.1))
+
+
+def test_of_one_chat_there_is_no_interval_instead_of_one_that_looks_certain() -> None:
+    assert of_chats(1, 240, 0.1).intervals() == {}
+    assert set(of_chats(2, 30, 0.1).intervals()) == {"kl", "top1", "top1_confident", "perplexity_ratio"}
