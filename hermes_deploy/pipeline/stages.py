@@ -85,7 +85,7 @@ def read_gate(folder: Path, recipe: Recipe, parameters: int) -> GateResult:
     """What the gate measured, judged by the thresholds of now: measuring does not depend on them."""
     measured = GateResult.from_json((folder / GATE).read_bytes())
     allowed = recipe.thresholds(parameters)
-    problems = tuple(over_threshold(measured.measures, allowed, measured.worst_tensor))
+    problems = tuple(over_threshold(measured.measures, allowed, measured.worst_tensor, measured.chain))
     return replace(
         measured,
         passed=not problems,

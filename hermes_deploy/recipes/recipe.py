@@ -48,6 +48,8 @@ class GateThresholds(_Frozen):
     `max_perplexity_ratio`: candidate perplexity / reference perplexity on the same text.
     `max_tensor_error`: worst relative error ||dequantized - source|| / ||source|| of any
     head-sized group of any linear; catches damage too local to move an average.
+    `max_kernels_kl`: mean KL of the graph as it runs from its own weights in the reference decoder; None =
+    not asked. Catches a graph that computes something else, which 4 bits leave room for in `max_kl`.
     """
 
     max_kl: float = Field(gt=0)
@@ -55,6 +57,7 @@ class GateThresholds(_Frozen):
     min_top1_confident: float | None = Field(default=None, gt=0, le=1)
     max_perplexity_ratio: float = Field(gt=0)
     max_tensor_error: float = Field(gt=0)
+    max_kernels_kl: float | None = Field(default=None, gt=0)
 
 
 SMALL_MODEL = 1_000_000_000

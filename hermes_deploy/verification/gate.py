@@ -61,7 +61,8 @@ def run_gate(
     comparison = compare(reference, candidate, target, progress)
     measures = comparison.measures(weights.worst)
     allowed = recipe.thresholds(reference.parameters)
-    problems = over_threshold(measures, allowed, weights.where)
+    stages = chain(reference, onnx_path, candidate)
+    problems = over_threshold(measures, allowed, weights.where, stages)
     result = GateResult(
         passed=not problems,
         target=target.name,
@@ -76,7 +77,7 @@ def run_gate(
         worst_tensor=weights.where,
         problems=tuple(problems),
         kl_histogram=histogram(comparison.kl_by_position()),
-        chain=chain(reference, onnx_path, candidate),
+        chain=stages,
         worst=excerpts(comparison, reference, tokenizer),
         divergences=divergences(reference.answers, reference.head(), candidate, tokenizer),
     )
@@ -101,11 +102,17 @@ def compare(reference: Reference, candidate: Candidate, target: Target, progress
             where = start + int(np.flatnonzero(~np.isfinite(rows.kl))[0])
             raise GateError(
                 f"the build for {target.name} gives NaN or infinity at position {where} of held-out chat {chat}: "
-                "activations or weights overflow. Try a recipe with more precision (fp16, fp32)."
+                f"activations or weights overflow. {_more_range(target)}"
             )
         if progress is not None:
             progress(int(end), int(starts[-1]))
     return comparison
+
+
+def _more_range(target: Target) -> str:
+    if target.activation == "fp32":
+        return "Try another recipe, or get the checkpoint again."
+    return f"{target.name} computes in fp16, which ends at 65,504; what has more range: --target cpu."
 
 
 def _blocks(candidate: Candidate, reference: Reference) -> Iterator[tuple[int, int, npt.NDArray[np.float32]]]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from hermes_deploy.recipes import GateThresholds
 from hermes_deploy.verification.measures import Measures
-from hermes_deploy.verification.result import GateResult
+from hermes_deploy.verification.result import KERNELS, Chain, GateResult
 
 
-def over_threshold(measures: Measures, allowed: GateThresholds, where: str = "") -> list[str]:
+def over_threshold(
+    measures: Measures, allowed: GateThresholds, where: str = "", stages: Chain | None = None
+) -> list[str]:
     """Every measure that is not within its threshold, in words; empty = passed. NaN never passes.
 
     The measured value is judged, not an end of its interval: two runs over the same files then
@@ -31,6 +33,13 @@ def over_threshold(measures: Measures, allowed: GateThresholds, where: str = "")
     ):
         if least is not None and not found >= least:
             problems.append(f"{what} is {found:.3f}, allowed is at least {least:g}")
+    if allowed.max_kernels_kl is not None and stages is not None:
+        added = next(step.kl for step in stages.steps if step.stage == KERNELS)
+        if not added <= allowed.max_kernels_kl:
+            problems.append(
+                f"mean KL that {KERNELS} add is {added:.3g}, allowed is at most {allowed.max_kernels_kl:g}: "
+                "not rounding, the graph computes something else"
+            )
     return problems
 
 

@@ -34,7 +34,8 @@ def layer_plot(chain: Chain) -> str:
     """Relative error of the residual stream after the embedding, each layer, and the last norm."""
     last = len(chain.by_layer) - 1
     names = ["embedding", *(f"layer {layer}" for layer in range(last - 1)), "last norm"]
-    bars = [Bar(error, f"{name}: {error:.3g}") for name, error in zip(names, chain.by_layer, strict=True)]
+    top = max((error for error in chain.by_layer if math.isfinite(error)), default=0.0) or 1.0  # infinity has no height
+    bars = [Bar(min(error, top), f"{name}: {error:.3g}") for name, error in zip(names, chain.by_layer, strict=True)]
     step = max(1, math.ceil((last - 1) / 8))
     ticks = {layer + 1.5: str(layer) for layer in range(0, last - 1, step)}
     return bar_chart(

@@ -7,6 +7,7 @@ chats is escaped. `plots` draws, `report_style` dresses.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -201,7 +202,8 @@ def _side(name: str, choices: Sequence[Choice]) -> str:
 
 
 def _meter(share: float) -> str:
-    return f'<td class="meter"><span style="width:{share:.1%}"></span></td>'
+    full = share if math.isfinite(share) else 1.0  # of what is infinite
+    return f'<td class="meter"><span style="width:{full:.1%}"></span></td>'
 
 
 def _pairs(facts: Mapping[str, str]) -> str:

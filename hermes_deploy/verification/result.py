@@ -14,6 +14,9 @@ from hermes_deploy.errors import GateError
 from hermes_deploy.verification.intervals import Interval
 from hermes_deploy.verification.measures import Measures
 
+WEIGHTS, KERNELS = "weights", "graph and kernels"
+"""The stages of a Chain."""
+
 Choice = tuple[str, float]
 """A token's text and its probability."""
 
@@ -38,11 +41,11 @@ class Excerpt:
 
 @dataclass(frozen=True)
 class Divergence:
-    """One prompt that the candidate answered by itself, greedily, over `length` tokens.
+    """One prompt that the reference answered by itself, greedily, over `length` tokens.
 
-    `at` is the first token (from 0) that the reference would not have chosen, None when there is
+    `at` is the first token (from 0) that the candidate would not have chosen, None when there is
     none: then all `length` tokens are equal. `shared` is the text before it, `rest` what the
-    candidate went on with; choices are those of both at that token.
+    reference went on with; choices are those of both at that token.
     """
 
     prompt: str

@@ -20,15 +20,13 @@ from hermes_deploy.quantization.reference import CheckpointWeights, layer_states
 from hermes_deploy.verification.candidate import Candidate
 from hermes_deploy.verification.measures import compare_rows
 from hermes_deploy.verification.reference import Reference
-from hermes_deploy.verification.result import Chain, Step
+from hermes_deploy.verification.result import KERNELS, WEIGHTS, Chain, Step
 from hermes_deploy.verification.saved_weights import SavedWeights
 
 Float = npt.NDArray[np.float32]
 
 POSITIONS = 512
 """About how many positions the stages are compared over."""
-
-WEIGHTS, KERNELS = "weights", "graph and kernels"
 
 _CHATS = 8
 _ROWS = 128
@@ -91,9 +89,14 @@ class _Apart:
         self._error += float(np.square(after).sum(dtype=np.float64))
 
     def step(self, stage: str) -> Step:
-        kl = max(0.0, self._kl / self._positions)
-        return Step(stage, kl, _relative(self._error, self._power))
+        kl = _worst_if_nan(self._kl / self._positions)
+        return Step(stage, max(0.0, kl), _relative(self._error, self._power))
 
 
 def _relative(error: float, power: float) -> float:
-    return float(np.sqrt(error / power)) if power else float(error > 0)
+    return _worst_if_nan(float(np.sqrt(error / power)) if power else float(error != 0))
+
+
+def _worst_if_nan(value: float) -> float:
+    """NaN compares as neither more nor less: a stage that gives it would look perfect."""
+    return float("inf") if np.isnan(value) else value

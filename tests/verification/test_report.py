@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -99,3 +100,11 @@ def test_a_result_without_texts_and_stages_has_a_report_too() -> None:
     assert page(bare) is not None
     everywhere_equal = replace(RESULT, chain=Chain(8, (Step("weights", 0.0, 0.0),), (0.0, 0.0, 0.0)))
     assert page(everywhere_equal) is not None
+
+
+def test_a_stage_that_gives_no_number_is_drawn_too() -> None:
+    worst = Chain(8, (Step("weights", math.inf, math.inf), Step("graph and kernels", 0.1, 0.1)), (0.0, 0.1, math.inf))
+    broken = replace(RESULT, chain=worst, worst=(), divergences=(), problems=("a", "b"))
+    html = report_html([broken], title="Demo", facts={})
+    assert "inf" in html and "nan%" not in html and '="nan' not in html and '="inf' not in html
+    assert GateResult.from_json(broken.to_json()) == broken

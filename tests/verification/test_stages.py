@@ -11,12 +11,13 @@ import pytest
 from hermes_deploy.checkpoints.checkpoint import Checkpoint
 from hermes_deploy.errors import GateError
 from hermes_deploy.quantization.reference import layer_states
-from hermes_deploy.recipes import load_recipe
+from hermes_deploy.recipes import GateThresholds, load_recipe
 from hermes_deploy.targets import target
-from hermes_deploy.verification import Reference, run_gate
+from hermes_deploy.verification import Reference, over_threshold, run_gate
 from hermes_deploy.verification.candidate import Candidate
+from hermes_deploy.verification.result import KERNELS, WEIGHTS
 from hermes_deploy.verification.saved_weights import SavedWeights
-from hermes_deploy.verification.stages import KERNELS, WEIGHTS, chain
+from hermes_deploy.verification.stages import _Apart, chain
 from tests.verification.conftest import Build
 from tests.verification.damage import scrambled_layer
 
@@ -76,3 +77,37 @@ def test_the_decoder_with_saved_weights_is_the_graph_itself_but_for_the_rounding
     wanted = saved.linear("head")(state)
     ran = np.concatenate([logits for _, _, logits in Candidate(path, 64).answers(ids)])
     assert np.linalg.norm(ran - wanted) < close * np.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize("where", ["cpu", "sm80"])
+def test_a_wrong_graph_does_not_hide_in_what_4_bits_may_cost(where: str, build: Build, reference: Reference) -> None:
+    path = build("int4-rtn", where)
+    good = run_gate(reference, path, target(where), load_recipe("int4-rtn"))
+    model = ir.load(path)
+    for name in ("rope.cos", "rope.sin"):  # every position is the first one
+        value = model.graph.initializers[name]
+        assert value.const_value is not None
+        table = np.repeat(value.const_value.numpy()[:1], value.const_value.shape[0], axis=0)
+        value.const_value = ir.tensor(table, name=name)
+    ir.save(model, path)
+    found = run_gate(reference, path, target(where), load_recipe("int4-rtn"), accept_degraded=True)
+    assert good.chain is not None and found.chain is not None
+    (_, before), (_, after) = good.chain.steps, found.chain.steps
+    assert after.kl > 3 * before.kl
+    allowed = GateThresholds(**{**found.thresholds, "max_kernels_kl": (before.kl + after.kl) / 2})
+    assert over_threshold(good.measures, allowed, stages=good.chain) == []
+    (problem,) = over_threshold(found.measures, allowed, stages=found.chain)
+    assert KERNELS in problem and "allowed" in problem
+
+
+def test_the_int4_recipes_ask_what_graph_and_kernels_add() -> None:
+    for name in ("int4-rtn", "int4-awq"):
+        recipe = load_recipe(name)
+        assert recipe.gate.max_kernels_kl and recipe.small_model_gate and recipe.small_model_gate.max_kernels_kl
+
+
+def test_a_stage_that_gives_no_number_is_the_worst_and_not_the_best() -> None:
+    apart = _Apart()
+    apart.add(np.eye(2, 4, dtype=np.float32), np.full((2, 4), np.nan, np.float32))
+    step = apart.step(WEIGHTS)
+    assert step.kl == step.logits == float("inf")
