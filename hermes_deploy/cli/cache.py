@@ -39,8 +39,8 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON d
         print(f"{'stage':<28} {'model':<32} {'size':>10}  {'made':>8}  {'used':>8}")
     for entry in entries:
         print(
-            f"{entry.name:<28} {entry.model:<32} {_size(entry.size):>10}  {_ago(now - entry.created):>8}  "
-            f"{_ago(now - entry.used):>8}{'  in use' if entry.in_use else ''}"
+            f"{_plain(entry.name):<28} {_plain(entry.model):<32} {_size(entry.size):>10}  "
+            f"{_ago(now - entry.created):>8}  {_ago(now - entry.used):>8}{'  in use' if entry.in_use else ''}"
             f"{'  damaged' if entry.stage == 'damaged' else ''}"
         )
     print(f"{len(entries)} stages, {_size(total)}, in {root}")
@@ -76,9 +76,9 @@ def prune_(
         print(json.dumps(dataclasses.asdict(done), default=str, ensure_ascii=False))
         return
     for entry in done.removed:
-        print(f"removed {entry.name:<28} {entry.model:<32} {_size(entry.size):>10}")
+        print(f"removed {_plain(entry.name):<28} {_plain(entry.model):<32} {_size(entry.size):>10}")
     for entry in done.held:
-        print(f"in use, kept: {entry.name} of {entry.model}, {_size(entry.size)}")
+        print(f"in use, kept: {_plain(entry.name)} of {_plain(entry.model)}, {_size(entry.size)}")
     print(f"freed {_size(done.freed)}; {_size(done.left)} left")
 
 
@@ -100,6 +100,11 @@ def parse_size(text: str) -> int:
     if found is None or found[2].upper() not in _SIZES:
         raise UsageError(f"{text!r} is no size; write a number and one of KB, MB, GB, TB, KiB, MiB, GiB, such as 20GB")
     return int(float(found[1]) * _SIZES[found[2].upper()])
+
+
+def _plain(text: str) -> str:
+    """Without what would move a terminal's cursor or break the table: names come from folders of others."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _size(size: int) -> str:

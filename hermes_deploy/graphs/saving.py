@@ -7,6 +7,7 @@ the weights instead of copying them.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,7 +29,11 @@ def save_model(model: ir.Model, path: Path, progress: Progress | None = None) ->
     GraphError where the files cannot be written (a full disk, a folder that is not there).
     """
 
+    end = 0
+
     def report(tensor: ir.TensorProtocol, info: ir.external_data.CallbackInfo) -> None:
+        nonlocal end
+        end = max(end, info.offset + tensor.nbytes)
         if progress is not None:
             progress(tensor.name or "", info.index, info.total)
 
@@ -42,5 +47,13 @@ def save_model(model: ir.Model, path: Path, progress: Progress | None = None) ->
             align_threshold=_INLINE_BYTES,
             callback=report,
         )
+        _check_whole(path.with_name(f"{path.name}.data"), end)
     except OSError as error:
         raise GraphError(f"{path} cannot be written: {error}. Free space or choose another folder.") from error
+
+
+def _check_whole(data: Path, end: int) -> None:
+    """Raises OSError when the last bytes are missing: numpy's `tofile` does not tell when they find no room."""
+    size = data.stat().st_size if end else 0
+    if size < end:
+        raise OSError(errno.ENOSPC, f"{size:,} of {end:,} bytes were written", str(data))

@@ -23,7 +23,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from hermes_deploy.checkpoints.source import default_cache
-from hermes_deploy.errors import BuildError
+from hermes_deploy.errors import BuildError, UsageError
 from hermes_deploy.pipeline.keys import StageKey
 from hermes_deploy.pipeline.locked_folders import lock_folder, make_locked, remove_abandoned, sync, sync_files
 from hermes_deploy.repository.manifest import FileEntry, hash_file, list_files
@@ -66,9 +66,19 @@ class Entry:
 
 
 def stages_folder() -> Path:
-    """$HERMES_DEPLOY_STAGES, else `stages` in the cache folder ($HERMES_DEPLOY_CACHE, ~/.cache/hermes-deploy)."""
+    """$HERMES_DEPLOY_STAGES, else `stages` in the cache folder ($HERMES_DEPLOY_CACHE, ~/.cache/hermes-deploy).
+
+    Raises UsageError for what is no path.
+    """
     chosen = os.environ.get("HERMES_DEPLOY_STAGES")
-    return Path(chosen).expanduser() if chosen else default_cache() / "stages"
+    if not chosen:
+        return default_cache() / "stages"
+    try:
+        chosen.encode()
+        return Path(chosen).expanduser()
+    except (UnicodeEncodeError, RuntimeError) as error:
+        trouble = "is not UTF-8 text" if isinstance(error, UnicodeEncodeError) else "names the home of nobody here"
+        raise UsageError(f"HERMES_DEPLOY_STAGES={chosen!a} {trouble}; name a folder by its full path") from None
 
 
 Note = Callable[[str], None]
@@ -227,6 +237,8 @@ def _verify(folder: Path, digest: str) -> tuple[EntryFile | None, str]:
         if found != set(about.files):
             return None, f"{sorted(found ^ set(about.files))[0]} is missing or not named"
         for name, entry in about.files.items():
+            if (folder / name).is_symlink() or not (folder / name).is_file():
+                return None, f"{name} is not a regular file"
             if hash_file(folder / name) != entry:
                 return None, f"the bytes of {name} have changed"
     except ValidationError as error:

@@ -30,7 +30,10 @@ class Staging:
         try:
             self.folder.rename(self.output)
         except OSError as error:
-            raise BuildError(f"{self.output} could not be published: {error.strerror}. Nothing was changed.") from None
+            raise BuildError(
+                f"{self.output} could not be published: {error.strerror}. Nothing was changed; what is there was put "
+                "there during this build. Name another --output: the finished stages are reused."
+            ) from None
         sync(self.output.parent)
 
 

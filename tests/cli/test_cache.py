@@ -36,6 +36,12 @@ def test_the_list_names_stage_model_size_and_age(cache: Path) -> None:
     assert {entry["model"] for entry in found["entries"]} == {"small", "large"}
 
 
+def test_a_name_cannot_dress_the_terminal(cache: Path) -> None:
+    for entry in cache.glob("*/entry.json"):
+        entry.write_text(entry.read_text().replace('"small"', r'"\u001b[31msmall\nfake"'))
+    assert "\N{REPLACEMENT CHARACTER}[31msmall\N{REPLACEMENT CHARACTER}fake" in run("cache", "list").stdout
+
+
 def test_without_a_cache_the_list_is_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HERMES_DEPLOY_STAGES", str(tmp_path / "none"))
     assert run("cache", "list").stdout.startswith("0 stages")

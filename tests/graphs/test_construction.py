@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -148,3 +151,22 @@ def test_a_weight_beyond_half_precision_is_refused_by_name(reference: Reference,
 def test_a_folder_that_is_not_there_is_a_clear_error(reference: Reference, tmp_path: Path) -> None:
     with pytest.raises(GraphError, match="nowhere"):
         save_model(build(reference), tmp_path / "nowhere" / "model.onnx")
+
+
+@contextmanager
+def largest_file(most_bytes: int) -> Iterator[None]:
+    """Whatever this process writes beyond that is refused, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("missing", [1, 40, 5000, 20_000])
+def test_a_disk_that_is_full_at_the_last_bytes_is_an_error(reference: Reference, missing: int, tmp_path: Path) -> None:
+    save_model(build(reference), tmp_path / "model.onnx")
+    size = (tmp_path / "model.onnx.data").stat().st_size
+    with largest_file(size - missing), pytest.raises(GraphError, match="cannot be written"):
+        save_model(build(reference), tmp_path / "less.onnx")

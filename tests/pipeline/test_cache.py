@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from hermes_deploy.errors import BuildError
-from hermes_deploy.pipeline.cache import Entry, StageCache
+from hermes_deploy.errors import BuildError, UsageError
+from hermes_deploy.pipeline.cache import Entry, StageCache, stages_folder
 from hermes_deploy.pipeline.cache_upkeep import list_entries, prune
 from hermes_deploy.pipeline.copying import copy_file
 from hermes_deploy.pipeline.keys import ROOMS, StageKey, code_fingerprint, stage_key
@@ -58,7 +58,7 @@ def test_a_name_that_no_result_depends_on_is_not_in_the_key() -> None:
     assert key("one").digest != key("two").digest
 
 
-@pytest.mark.parametrize("damage", ["change", "remove", "add", "entry", "no entry", "link", "file"])
+@pytest.mark.parametrize("damage", ["change", "remove", "add", "entry", "no entry", "link", "file", "endless"])
 def test_a_damaged_entry_is_said_and_made_again(damage: str, tmp_path: Path) -> None:
     (entry,) = fill(tmp_path, "one")
     if damage == "change":
@@ -71,6 +71,9 @@ def test_a_damaged_entry_is_said_and_made_again(damage: str, tmp_path: Path) -> 
         (entry.folder / "entry.json").write_text("{")
     elif damage == "link":
         entry.folder.symlink_to(entry.folder.rename(tmp_path / "elsewhere"))
+    elif damage == "endless":
+        (entry.folder / "file").unlink()
+        (entry.folder / "file").symlink_to("/dev/zero")
     elif damage == "file":
         shutil.rmtree(entry.folder)
         entry.folder.write_text("x")
@@ -98,6 +101,13 @@ def test_a_cache_that_cannot_be_written_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(BuildError, match=r"HERMES_DEPLOY_STAGES.*--no-cache"), StageCache(tmp_path / "file" / "cache"):
         pass
+
+
+@pytest.mark.parametrize(("chosen", "message"), [("/x\udcff", "is not UTF-8"), ("~no-such-user/x", "home of nobody")])
+def test_a_cache_folder_that_is_no_path_is_refused(chosen: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HERMES_DEPLOY_STAGES", chosen)
+    with pytest.raises(UsageError, match=message):
+        stages_folder()
 
 
 MAKER = """
