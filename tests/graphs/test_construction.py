@@ -164,9 +164,13 @@ def largest_file(most_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize("missing", [1, 40, 5000, 20_000])
-def test_a_disk_that_is_full_at_the_last_bytes_is_an_error(reference: Reference, missing: int, tmp_path: Path) -> None:
-    save_model(build(reference), tmp_path / "model.onnx")
+def test_a_disk_that_is_full_at_the_last_bytes_is_an_error(tmp_path: Path) -> None:
+    # a tensor that fits into the C library's buffer meets the full disk only when the file is closed
+    weight = ir.Value(name="weight", const_value=ir.tensor(np.zeros(3000, np.int8), name="weight"))
+    graph = ir.Graph([weight], [weight], nodes=[], initializers=[weight], opset_imports={"": 21})
+    model = ir.Model(graph, ir_version=10)
+    save_model(model, tmp_path / "model.onnx")
     size = (tmp_path / "model.onnx.data").stat().st_size
-    with largest_file(size - missing), pytest.raises(GraphError, match="cannot be written"):
-        save_model(build(reference), tmp_path / "less.onnx")
+    for missing in (1, 2999):
+        with largest_file(size - missing), pytest.raises(GraphError, match="cannot be written"):
+            save_model(model, tmp_path / "less.onnx")
