@@ -117,6 +117,11 @@ def open_job(request: BuildRequest, clock: StageClock) -> BuildJob:
         tokenizer = ChatTokenizer(checkpoint.tokenizer)
         calibration = None if chats is None else _calibration(chats, tokenizer, request.calibration)
         texts = heldout_texts(tokenizer, request.gate_positions)
+        if texts.compared < request.gate_positions:
+            raise UsageError(
+                f"--gate-positions {request.gate_positions}: the held-out texts have {texts.compared} positions with "
+                "this model's tokenizer; ask for that many or fewer"
+            )
         plan = plan_build(
             recipe, checkpoint, variants, engines, calibration.sequences if calibration else None, texts.sha256
         )

@@ -77,6 +77,11 @@ class Texts:
     prompts: tuple[tuple[int, ...], ...]
 
     @property
+    def compared(self) -> int:
+        """Positions that are compared; openings that many chats share count once."""
+        return sum(map(len, self.sequences)) - sum(first_compared(self.sequences))
+
+    @property
     def sha256(self) -> str:
         return hashlib.sha256(json.dumps([self.sequences, self.prompts]).encode()).hexdigest()
 
@@ -91,13 +96,19 @@ def heldout_texts(tokenizer: EncodesChats, positions: int = POSITIONS) -> Texts:
     of their tokens are compared, and some first questions as prompts.
 
     For few positions the first chats are taken, not the opening words of all. Cut is what is longest:
-    every chat keeps its first tokens up to one common length. Raises CheckpointError when the
+    every chat keeps its first tokens up to one common length. Fewer positions only where there are no
+    more texts. Raises CheckpointError when the
     template cannot render one.
     """
     chats = heldout_chats()
-    whole = encode_chats(tokenizer, chats[: -(-positions // TOKENS_A_CHAT)])
-    length = _common_length(whole, positions)
-    return Texts(tuple(tuple(ids[:length]) for ids in whole), _prompts(tokenizer, chats))
+    every, prompts = encode_chats(tokenizer, chats), _prompts(tokenizer, chats)
+    count = min(len(every), -(-positions // TOKENS_A_CHAT))
+    while True:
+        length = _common_length(every[:count], positions)
+        texts = Texts(tuple(tuple(ids[:length]) for ids in every[:count]), prompts)
+        if texts.compared >= positions or count == len(every):
+            return texts
+        count += 1  # these chats were short ones
 
 
 def first_compared(sequences: Sequence[Sequence[int]]) -> tuple[int, ...]:
@@ -156,12 +167,11 @@ def prepare_reference(
     """
     texts = heldout_texts(tokenizer, positions)
     note = f" ({checkpoint.weights_note})" if checkpoint.weights_note else ""
-    total = sum(map(len, texts.sequences)) - sum(first_compared(texts.sequences))
     return reference_of(
         checkpoint.config,
         checkpoint.tensors,
         texts.sequences,
-        f"float32 numpy decoder over {checkpoint.name}{note}; {total} held-out positions of "
+        f"float32 numpy decoder over {checkpoint.name}{note}; {texts.compared} held-out positions of "
         f"{len(texts.sequences)} chats",
         prompts=texts.prompts,
         stop_ids=checkpoint.tokenizer.stop_ids,

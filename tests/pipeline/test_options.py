@@ -122,3 +122,11 @@ def test_what_makes_no_sense_is_refused_before_the_checkpoint_is_opened(
         build_artifact(request(checkpoint, tmp_path / "a", **changes), events.append)
     assert events == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_more_positions_than_there_are_held_out_are_refused_with_how_many_there_are(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=r"the held-out texts have \d+ positions with this model's tokenizer"):
+        build_artifact(request(checkpoint, tmp_path / "a", gate_positions=10**9))
+    assert list(tmp_path.iterdir()) == []
