@@ -130,8 +130,6 @@ def _follow(request: BuildRequest, plan_fd: int, progress: Callable[[EngineProgr
     answer_read, answer_write = os.pipe()
     given = (request_read, answer_write, plan_fd)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    # huge pages for what TensorRT allocates: it turns gigabytes of weights, a byte here and a byte there (glibc 2.35)
-    environment.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     if request.flavour == "tensorrt" and "CUDA_VISIBLE_DEVICES" not in environment:
         # full TensorRT builds for the first GPU it sees: show it the one that was asked for
         capabilities = [gpu.compute_capability for gpu in gpus()]
