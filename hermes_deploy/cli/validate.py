@@ -80,11 +80,18 @@ def validate(
 def _engine_verdicts(artifact: Path, manifest: Manifest) -> dict[str, str]:
     """What is in the way of each TensorRT engine, by target. ArtifactError: a plan that is not its sidecar's."""
     from hermes_deploy.engines.sidecar import PLAN, read_sidecar, version_problem
+    from hermes_deploy.errors import ArtifactError
     from hermes_deploy.machine import serveable
 
     verdicts = {}
     for entry in manifest.targets:
-        plans = [artifact / name for name in entry.engine_files if name.endswith(f"/{PLAN}")]
-        reasons = [serveable(entry.name), *(version_problem(read_sidecar(plan.parent)) for plan in plans)]
+        reasons = [serveable(entry.name)]
+        for name in (name for name in entry.engine_files if name.endswith(f"/{PLAN}")):
+            plan = artifact / name
+            # the bytes have just been compared with the manifest: gigabytes are not read a second time
+            sidecar = read_sidecar(plan.parent, verify=False)
+            if sidecar.plan.sha256 != manifest.files[name].sha256:
+                raise ArtifactError(f"{plan} is not the engine that engine.json was written for. Build it again.")
+            reasons.append(version_problem(sidecar))
         verdicts[entry.name] = "; ".join(reason for reason in reasons if reason)
     return verdicts
