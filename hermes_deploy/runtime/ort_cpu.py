@@ -1,16 +1,17 @@
 """A `Session` on ONNX Runtime's CPU provider, over a saved `ort`-dialect graph.
 
-One cache array a layer and kind, `[slots, kv_heads, max_context, head_dim]`, is bound as past and
-present of the graph, so a step writes in place and copies nothing. Rows are views of it: prefill
-runs on one row, decode on a range of rows. Imports onnxruntime and numpy, nothing of the build.
+The rows of the cache that a step names are bound as past and present of the graph, so it writes in
+place and copies nothing; which rows they are makes no difference (`cache_memory`). Prefill runs on one
+row, decode on all that are asked for at once. Imports onnxruntime and numpy, nothing of the build.
 """
 
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,38 +19,16 @@ import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidGraph, InvalidProtobuf, NoSuchFile
 
 from hermes_deploy.errors import ArtifactError, RequestError, ServeError
+from hermes_deploy.runtime.cache_memory import CacheMemory, RowView, padded_context
 
-_WASTED_ROWS = 3
-"""Rows that nobody asked for, in one decode run, before two runs are cheaper. Measured: starting a
-run (reading all weights) costs as much as three to four more rows."""
-
-_MAX_BINDINGS = 256
-_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-
-
-@dataclass(frozen=True)
-class RowRange:
-    """Rows first..first+count of the cache, run together; `wanted` are those that were asked for."""
-
-    first: int
-    count: int
-    wanted: tuple[int, ...]
-
-    @property
-    def unwanted(self) -> tuple[int, ...]:
-        asked = set(self.wanted)
-        return tuple(row for row in range(self.first, self.first + self.count) if row not in asked)
-
-
-def row_ranges(slots: Sequence[int]) -> list[RowRange]:
-    """The fewest ranges that cover `slots` with at most `_WASTED_ROWS` between two neighbours."""
-    groups: list[list[int]] = []
-    for slot in sorted(slots):
-        if groups and slot - groups[-1][-1] - 1 <= _WASTED_ROWS:
-            groups[-1].append(slot)
-        else:
-            groups.append([slot])
-    return [RowRange(group[0], group[-1] - group[0] + 1, tuple(group)) for group in groups]
+_MAX_MAPPINGS = 16_384
+"""Of 65,530 that Linux allows a process: one for each row of each cache in each view that is kept."""
+_T = TypeVar("_T", bound=np.generic)
+_DTYPES: dict[str, type[np.generic]] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int8)": np.int8,
+}
 
 
 def physical_cores() -> int:
@@ -104,65 +83,56 @@ class OrtCpuSession:
         if slots < 1:
             raise ServeError(f"slots is {slots}; at least 1 is needed.")
         self.prefill_chunk = min(prefill_chunk, self.max_context)
-        self._caches = _allocate(self._run, int(facts["layers"]), self._cache_shape(facts))
-        self._bindings: dict[tuple[int, int], _Step] = {}
+        self._caches = _Caches(self._run, int(facts["layers"]), slots, self.max_context)
+        self.cache_token_bytes = self._caches.token_bytes
+        self._steps: OrderedDict[tuple[int, ...], _Step] = OrderedDict()
 
-    def prefill(self, slot: int, tokens: npt.NDArray[np.int64], start: int) -> npt.NDArray[np.float32]:
+    def prefill(self, slot: int, tokens: npt.NDArray[np.int64], start: int, logits: int = 1) -> npt.NDArray[np.float32]:
         """See `Session.prefill`. Raises RequestError where the tokens do not fit."""
         count = len(tokens)
         if not 1 <= count <= self.prefill_chunk:
             raise RequestError(f"prefill takes 1 to {self.prefill_chunk} tokens at a time, got {count}.")
+        if not 0 <= logits <= count:
+            raise RequestError(f"logits of {logits} tokens were asked for; allowed is 0 to {count}, the tokens given.")
         self._check([slot], tokens, np.asarray([start, start + count - 1]))
-        step = _Step(self._run, self._caches, slot, 1, count)
-        step.tokens[0] = tokens
-        step.last[0] = start + count - 1
-        step.wanted[0, 0] = count - 1
-        logits: npt.NDArray[np.float32] = step.run(self.vocab_size)[0]
-        return logits
+        step = self._step((slot,))
+        last = np.array([start + count - 1], dtype=np.int32)
+        # the head cannot run on no row at all; one row is a thousandth of a chunk's work
+        wanted = np.arange(count - max(logits, 1), count, dtype=np.int64)[np.newaxis]
+        found: npt.NDArray[np.float32] = step.run(tokens[np.newaxis], last, wanted)[0]
+        return found[max(logits, 1) - logits :]
 
     def decode(
         self, slots: Sequence[int], tokens: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float32]:
-        """See `Session.decode`. Fastest when `slots` are neighbours: rows between them are computed too."""
+        """See `Session.decode`: one run, whichever slots are named."""
         if len(set(slots)) != len(slots) or not len(slots) == len(tokens) == len(positions):
             raise RequestError(f"decode needs one token and one position for each of different slots, got {slots}.")
         self._check(slots, tokens, positions)
-        place = {slot: i for i, slot in enumerate(slots)}
-        logits = np.empty((len(slots), self.vocab_size), dtype=np.float32)
-        for rows in row_ranges(slots):
-            asked = [place[row] for row in rows.wanted]
-            at = np.asarray(rows.wanted) - rows.first
-            step = self._step(rows.first, rows.count)
-            step.tokens[:] = 0
-            step.last[:] = 0
-            step.tokens[at, 0] = tokens[asked]
-            step.last[at] = positions[asked]
-            # A row that was not asked for runs as an empty chat, which overwrites its position 0.
-            victims = [cache[row, :, 0] for row in rows.unwanted for cache in self._caches.values()]
-            kept = [victim.copy() for victim in victims]
-            answer = step.run(self.vocab_size)
-            for victim, values in zip(victims, kept, strict=True):
-                victim[:] = values
-            if len(asked) == rows.count == len(slots) and asked == list(range(len(slots))):
-                return answer
-            logits[asked] = answer[at]
-        return logits
+        step = self._step(tuple(slots))
+        wanted = np.zeros((len(slots), 1), dtype=np.int64)
+        return step.run(tokens[:, np.newaxis], positions.astype(np.int32), wanted)[:, 0]
+
+    def copy(self, source: int, target: int, start: int, count: int) -> None:
+        """See `Session.copy`."""
+        self._check([source, target], np.zeros(1, dtype=np.int64), np.asarray([start, start + max(count, 1) - 1]))
+        for rows in self._caches.arrays.values():
+            rows[target, :, start : start + count] = rows[source, :, start : start + count]
 
     def close(self) -> None:
         """Frees the weights and the cache. The session cannot be used afterwards."""
-        self._bindings.clear()
-        self._caches.clear()
+        self._steps.clear()
+        self._caches.close()
         del self._run
 
-    def _step(self, first: int, count: int) -> _Step:
-        if (first, count) not in self._bindings:
-            if len(self._bindings) >= _MAX_BINDINGS:
-                self._bindings.clear()
-            self._bindings[first, count] = _Step(self._run, self._caches, first, count, 1)
-        return self._bindings[first, count]
-
-    def _cache_shape(self, facts: dict[str, str]) -> tuple[int, int, int, int]:
-        return self.slots, int(facts["kv_heads"]), self.max_context, int(facts["head_dim"])
+    def _step(self, slots: tuple[int, ...]) -> _Step:
+        step = self._steps.get(slots)
+        if step is None:
+            step = self._steps[slots] = _Step(self._run, self._caches, slots)
+            while sum(kept.mappings for kept in self._steps.values()) > _MAX_MAPPINGS and len(self._steps) > 1:
+                self._steps.popitem(last=False)
+        self._steps.move_to_end(slots)
+        return step
 
     def _check(self, slots: Sequence[int], tokens: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]) -> None:
         if not slots or min(slots) < 0 or max(slots) >= self.slots:
@@ -176,39 +146,70 @@ class OrtCpuSession:
             raise RequestError(f"token ids are 0 to {self.vocab_size - 1}, got {tokens.min()} to {tokens.max()}.")
 
 
-class _Step:
-    """One binding of the graph: `count` rows from `first`, `seq` tokens each, inputs written in place."""
+class _Caches:
+    """The caches of the graph by input name, `[slots, kv_heads, context, ...]`, in one memory."""
 
-    def __init__(
-        self, run: ort.InferenceSession, caches: dict[str, npt.NDArray[np.generic]], first: int, count: int, seq: int
-    ) -> None:
+    def __init__(self, run: ort.InferenceSession, layers: int, slots: int, context: int) -> None:
+        nodes = [node for node in run.get_inputs() if node.name.startswith("past_")]
+        if len(nodes) != 2 * layers:
+            raise ArtifactError(f"the graph has {len(nodes)} caches, expected {2 * layers}. Build the artifact again.")
+        self.names = [node.name for node in nodes]
+        self.dtype: type[np.generic] = _DTYPES[nodes[0].type]
+        # [batch, kv_heads, context, head_dim]; context and batch are names
+        _, heads, _, width = nodes[0].shape
+        one = int(heads) * int(width) * np.dtype(self.dtype).itemsize
+        self.token_bytes = one * len(nodes)
+        self.row_shape = (int(heads), padded_context(context, one), int(width))
+        self.memory = CacheMemory(len(nodes), slots, int(np.prod(self.row_shape)) * np.dtype(self.dtype).itemsize)
+        self.arrays = {
+            name: self.memory.array(cache, self.dtype, self.row_shape) for cache, name in enumerate(self.names)
+        }
+
+    def close(self) -> None:
+        self.arrays.clear()
+        self.memory.close()
+
+
+class _Step:
+    """The graph bound to the rows `slots`, in that order. Inputs keep their memory while their shape stays."""
+
+    def __init__(self, run: ort.InferenceSession, caches: _Caches, slots: tuple[int, ...]) -> None:
         self._run = run
         self._binding = run.io_binding()
-        self._total = np.zeros((), dtype=np.int32)
-        self.tokens = np.zeros((count, seq), dtype=np.int64)
-        self.last = np.zeros(count, dtype=np.int32)
-        """Position of each row's last token."""
-        self.wanted = np.zeros((count, 1), dtype=np.int64)
-        for name, array in (
-            ("input_ids", self.tokens),
-            ("seqlens_k", self.last),
-            ("total_sequence_length", self._total),
-            ("logits_positions", self.wanted),
-        ):
-            self._binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        for name, cache in caches.items():
-            rows = cache[first : first + count]
-            where = ("cpu", 0, rows.dtype.type, rows.shape, rows.ctypes.data)
+        neighbours = slots == tuple(range(slots[0], slots[0] + len(slots)))
+        self._view = None if neighbours else RowView(caches.memory, slots)
+        self.mappings = 0 if self._view is None else len(slots) * len(caches.names)
+        addresses = caches.memory.neighbours(slots[0]) if self._view is None else self._view.addresses
+        shape = (len(slots), *caches.row_shape)
+        for name, address in zip(caches.names, addresses, strict=True):
+            where = ("cpu", 0, caches.dtype, shape, address)
             self._binding.bind_input(name, *where)
             self._binding.bind_output(name.replace("past", "present", 1), *where)
+        self._total = self._bind("total_sequence_length", np.zeros((), dtype=np.int32))
+        self._last = self._bind("seqlens_k", np.zeros(len(slots), dtype=np.int32))
+        self._tokens = np.zeros((0, 0), dtype=np.int64)
+        self._wanted = np.zeros((0, 0), dtype=np.int64)
+        self._logits = np.zeros((0, 0, 0), dtype=np.float32)
+        self._vocab = int(run.get_modelmeta().custom_metadata_map["vocab_size"])
 
-    def run(self, vocab_size: int) -> npt.NDArray[np.float32]:
-        """Logits `[count, vocab]` of the wanted token of each row, in memory of their own."""
-        self._total[...] = self.last.max() + 1
-        logits = np.empty((len(self.last), 1, vocab_size), dtype=np.float32)
-        self._binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+    def run(
+        self, tokens: npt.NDArray[np.int64], last: npt.NDArray[np.int32], wanted: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float32]:
+        """`tokens` [rows, n], the last at position `last` [rows]; logits [rows, r, vocab] of `wanted` [rows, r]."""
+        if tokens.shape != self._tokens.shape:
+            self._tokens = self._bind("input_ids", np.empty(tokens.shape, dtype=np.int64))
+        if wanted.shape != self._wanted.shape:
+            self._wanted = self._bind("logits_positions", np.empty(wanted.shape, dtype=np.int64))
+            self._logits = np.empty((*wanted.shape, self._vocab), dtype=np.float32)
+            self._binding.bind_output("logits", "cpu", 0, np.float32, self._logits.shape, self._logits.ctypes.data)
+        self._tokens[:], self._last[:], self._wanted[:] = tokens, last, wanted
+        self._total[...] = last.max() + 1
         self._run.run_with_iobinding(self._binding)
-        return logits[:, 0]
+        return self._logits
+
+    def _bind(self, name: str, array: npt.NDArray[_T]) -> npt.NDArray[_T]:
+        self._binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        return array
 
 
 def _load(model: Path, threads: int | None) -> ort.InferenceSession:
@@ -224,13 +225,3 @@ def _load(model: Path, threads: int | None) -> ort.InferenceSession:
         return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     except (Fail, InvalidGraph, InvalidProtobuf, NoSuchFile) as error:
         raise ArtifactError(f"ONNX Runtime cannot load {model}: {error}. Build the artifact again.") from error
-
-
-def _allocate(
-    run: ort.InferenceSession, layers: int, shape: tuple[int, int, int, int]
-) -> dict[str, npt.NDArray[np.generic]]:
-    """Caches by input name, zeroed: the system hands out such pages only when they are written."""
-    types = {node.name: _DTYPES[node.type] for node in run.get_inputs() if node.name.startswith("past_")}
-    if len(types) != 2 * layers:
-        raise ArtifactError(f"the graph has {len(types)} caches, expected {2 * layers}. Build the artifact again.")
-    return {name: np.zeros(shape, dtype=dtype) for name, dtype in types.items()}

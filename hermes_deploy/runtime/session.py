@@ -14,25 +14,38 @@ import numpy.typing as npt
 
 
 class Session(Protocol):
-    """`slots` rows of at most `max_context` tokens; logits are float32 `[vocab_size]` a row."""
+    """`slots` rows of at most `max_context` tokens; logits are float32, a row of `[vocab_size]` a token.
+
+    The arrays of logits that calls give are the session's own: they may be changed by the caller and hold
+    until its next call. Not thread-safe: one caller at a time.
+    """
 
     slots: int
     max_context: int
     vocab_size: int
     prefill_chunk: int
     """Most tokens that one `prefill` call takes."""
+    cache_token_bytes: int
+    """Bytes of KV cache that one token of one row takes."""
 
-    def prefill(self, slot: int, tokens: npt.NDArray[np.int64], start: int) -> npt.NDArray[np.float32]:
-        """Writes `tokens` [n] at positions start..start+n of row `slot`; logits [vocab] of the last one."""
+    def prefill(self, slot: int, tokens: npt.NDArray[np.int64], start: int, logits: int = 1) -> npt.NDArray[np.float32]:
+        """Writes `tokens` [n] at positions start..start+n of row `slot`; logits [logits, vocab] of the last ones.
+
+        `logits` is 0 (a chunk in the middle of a prompt needs none) to n.
+        """
         ...
 
     def decode(
         self, slots: Sequence[int], tokens: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float32]:
-        """One token for each of `slots` [n]: writes tokens[i] at positions[i]; logits [n, vocab].
+        """One token for each of `slots` [n], in any order: writes tokens[i] at positions[i]; logits [n, vocab].
 
-        Rows that are not named keep their cache unchanged up to the length their owner knows.
+        Rows that are not named keep their cache. Which slots they are makes no difference in time.
         """
+        ...
+
+    def copy(self, source: int, target: int, start: int, count: int) -> None:
+        """Positions start..start+count of row `source` become those of row `target`."""
         ...
 
     def close(self) -> None: ...

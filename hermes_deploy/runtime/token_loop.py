@@ -1,27 +1,43 @@
 """The continuous batcher: one thread that steps a Session for every chat that holds a slot.
 
-Takes `Generation`s, gives `TokenStream`s. Each step: admit -> one prefill chunk -> one batched
-decode -> deliver. Cancellation is looked at every step. The queue is bounded: over it, `submit`
-raises RequestError RESOURCE_EXHAUSTED at once. An engine call that fails, or gives logits that
-are not numbers, ends the requests that were in it with the cause; the loop goes on. Should the
-loop itself die, everything in flight and every later `submit` is told so: nothing ever hangs.
+Takes `Generation`s, gives `TokenStream`s. Each step: end what was cancelled or is late -> admit -> one
+prefill chunk -> one batched decode -> deliver. The queue is bounded: over it, `submit` raises RequestError
+RESOURCE_EXHAUSTED at once.
+
+Nothing ever hangs. An engine call that fails, or gives logits that are not numbers, ends the requests that
+were in it with the cause, and the loop goes on. After some failures without a success between them, after
+a call that does not come back (`watchdog`), or should the loop itself fail, the loop is dead: everything in
+flight and every later `submit` is told why, and `on_death` is called.
 """
 
 from __future__ import annotations
 
 import itertools
 import threading
+import time
 import traceback
-from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from hermes_deploy.errors import RequestError
-from hermes_deploy.runtime.sampling import pick
-from hermes_deploy.runtime.schedule import Chunk, Running, Step, plan_step
+from hermes_deploy.runtime.admission import check
+from hermes_deploy.runtime.metrics import Metrics
+from hermes_deploy.runtime.pace import Pace
+from hermes_deploy.runtime.picking import NOT_FINITE, NOTHING_ALLOWED, Sampler, pick, prompt_logprobs
+from hermes_deploy.runtime.sampling import TokenLogprobs
+from hermes_deploy.runtime.scheduler import Chunk, Copy, Scheduler, Ticket
 from hermes_deploy.runtime.session import Session
 from hermes_deploy.runtime.stream import Finish, Generation, TokenStream
+from hermes_deploy.runtime.watchdog import Watchdog
+
+_FAILURES = 3
+"""Engine calls that fail in a row before the engine is given up."""
+_LOGPROB_ROWS = 32
+"""Prompt tokens read at a time when all their logits are wanted: a row is as wide as the vocabulary."""
 
 
 @dataclass
@@ -29,12 +45,14 @@ class _Chat:
     key: int
     asked: Generation
     stream: TokenStream
-    generator: np.random.Generator
-    slot: int = -1
-    prefilled: int = 0
+    sampler: Sampler
+    submitted: float
     generated: int = 0
-    last: int = field(default=-1)
+    last: int = -1
     """The newest token: not in the cache yet, the next decode writes it."""
+    told: float = 0.0
+    """When `last` was delivered."""
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
 
     @property
     def prompt(self) -> int:
@@ -42,168 +60,315 @@ class _Chat:
 
 
 class TokenLoop:
-    """Owns `session` and closes it. `queue_limit`: requests that may wait for a slot."""
+    """Owns `session` and closes it. `queue_limit`: requests that may wait for a slot.
 
-    def __init__(self, session: Session, *, queue_limit: int = 64) -> None:
+    `stretch`: see `Pace`. `engine_timeout`: seconds after which a call of the engine counts as hanging.
+    `on_death`: called once, with the cause, from whichever thread found it.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        *,
+        queue_limit: int = 64,
+        stretch: float = 1.0,
+        engine_timeout: float = 120.0,
+        on_death: Callable[[str], None] | None = None,
+    ) -> None:
         self._session = session
         self._queue_limit = queue_limit
-        self._changed = threading.Condition()
-        self._waiting: deque[_Chat] = deque()
-        self._running: dict[int, _Chat] = {}
+        self._on_death = on_death
+        self._scheduler = Scheduler(session.slots, session.max_context)
+        self._pace = Pace(session.prefill_chunk, stretch)
+        self._chats: dict[int, _Chat] = {}
         self._keys = itertools.count()
+        self._changed = threading.Condition()
         self._closing = False
         self._dead: str | None = None
+        self._failures = 0
+        self._engine_seconds = 0.0
+        self.metrics = Metrics(free_slots=session.slots, kv_capacity_tokens=session.slots * session.max_context)
+        self._watchdog = Watchdog(engine_timeout, self._die)
         self._thread = threading.Thread(target=self._run, name="token-loop", daemon=True)
         self._thread.start()
 
+    @property
+    def dead(self) -> str | None:
+        """Why the loop has ended, None while it runs."""
+        return self._dead
+
+    @property
+    def slots(self) -> int:
+        return self._session.slots
+
     def submit(self, asked: Generation) -> TokenStream:
         """Queues a request. Raises RequestError when it can never run, or not now (see `code`)."""
-        self._check(asked)
-        chat = _Chat(next(self._keys), asked, TokenStream(), asked.sampling.generator())
-        with self._changed:
-            if self._dead is not None:
-                raise RequestError(f"the engine is dead: {self._dead}. Restart the server.", "UNAVAILABLE")
-            if self._closing:
-                raise RequestError("the server is shutting down", "UNAVAILABLE")
-            room = self._session.slots - len(self._running)
-            if len(self._waiting) >= self._queue_limit + max(0, room):
-                raise RequestError(
-                    f"{len(self._running)} chats are running and {len(self._waiting)} are waiting, "
-                    f"which is all that this server takes (slots: {self._session.slots}, "
-                    f"queue: {self._queue_limit}). Try again later.",
-                    "RESOURCE_EXHAUSTED",
-                )
-            self._waiting.append(chat)
-            self._changed.notify()
-        return chat.stream
+        return self.submit_all([asked])[0]
+
+    def submit_all(self, asked: Sequence[Generation]) -> list[TokenStream]:
+        """Queues several requests, all or none of them. Their streams can be waited for together (`take_any`)."""
+        try:
+            return self._submit(asked)
+        except RequestError as error:
+            reasons = {"RESOURCE_EXHAUSTED": "queue_full", "OUT_OF_RANGE": "too_long", "UNAVAILABLE": "unavailable"}
+            with self._changed:
+                self.metrics.rejections[reasons.get(error.code, "invalid")] += 1
+            raise
 
     def close(self) -> None:
         """Ends what is in flight with an error, stops the thread, closes the session."""
         with self._changed:
             self._closing = True
             self._changed.notify()
-        self._thread.join()
+        while self._thread.is_alive() and self._dead is None:
+            self._thread.join(0.1)
+        self._watchdog.close()
 
-    def _check(self, asked: Generation) -> None:
-        length, context = len(asked.prompt), self._session.max_context
-        if length == 0:
-            raise RequestError("the prompt has no tokens; give at least one")
-        if length >= context:
-            raise RequestError(
-                f"the prompt has {length} tokens; the context of this server is {context} tokens, of which "
-                f"at least one is for the answer, so a prompt may have at most {context - 1}",
-                "OUT_OF_RANGE",
-            )
-        if asked.max_tokens < 1:
-            raise RequestError(f"max_tokens is {asked.max_tokens}; allowed is 1 or more")
-        low, high = int(asked.prompt.min()), int(asked.prompt.max())
-        if low < 0 or high >= self._session.vocab_size:
-            raise RequestError(
-                f"the prompt holds token id {low if low < 0 else high}; "
-                f"this model has ids 0 to {self._session.vocab_size - 1}"
-            )
+    def _submit(self, asked: Sequence[Generation]) -> list[TokenStream]:
+        for one in asked:
+            check(one, self._session.vocab_size, self._session.max_context)
+        changed = threading.Condition()
+        now = time.monotonic()
+        chats = [
+            _Chat(next(self._keys), one, TokenStream(changed), _sampler(one, self._session.vocab_size), now)
+            for one in asked
+        ]
+        with self._changed:
+            if self._dead is not None:
+                raise RequestError(f"the engine is dead: {self._dead}. Restart the server.", "UNAVAILABLE")
+            if self._closing:
+                raise RequestError("the server is shutting down", "UNAVAILABLE")
+            running, waiting = len(self._scheduler.running), len(self._scheduler.waiting)
+            if waiting + len(chats) > self._queue_limit + self._session.slots - running:
+                raise RequestError(
+                    f"{running} chats are running and {waiting} are waiting, "
+                    f"which is all that this server takes (slots: {self._session.slots}, "
+                    f"queue: {self._queue_limit}). Try again later.",
+                    "RESOURCE_EXHAUSTED",
+                )
+            for chat in chats:
+                one = chat.asked
+                self._chats[chat.key] = chat
+                # what is in the cache already gives no logits
+                reuse = one.prompt_logprobs is None
+                self._scheduler.submit(Ticket(chat.key, one.prompt, one.client, one.priority, reuse))
+            self._gauge()
+            self._changed.notify()
+        return [chat.stream for chat in chats]
 
     def _run(self) -> None:
-        cause = "it was closed"
         try:
             while self._await_work():
                 self._step()
+            self._end_all("the server is shutting down")
         except Exception as error:  # the thread ends here: whoever waits must hear of it, whatever it was
-            cause = f"{type(error).__name__}: {error}"
             traceback.print_exc()
+            self._die(f"{type(error).__name__}: {error}")
         finally:
-            self._bury(cause)
+            self._watchdog.close()
             self._session.close()
 
     def _await_work(self) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: self._closing or self._waiting or self._running)
-            return not self._closing
+            self._changed.wait_for(lambda: self._closing or self._dead or self._chats)
+            return not self._closing and self._dead is None
 
-    def _bury(self, cause: str) -> None:
+    def _die(self, cause: str) -> None:
         with self._changed:
-            if not self._closing:
-                self._dead = cause
-            why = "the server is shutting down" if self._closing else f"the engine died: {cause}. Restart the server."
-            chats = [*self._running.values(), *self._waiting]
-            self._running.clear()
-            self._waiting.clear()
+            if self._dead is not None or self._closing:
+                return
+            self._dead = cause
+            self.metrics.healthy = 0
+        self._end_all(f"the engine died: {cause}. Restart the server.")
+        if self._on_death is not None:
+            self._on_death(cause)
+
+    def _end_all(self, why: str) -> None:
+        with self._changed:
+            chats = list(self._chats.values())
+            self._chats.clear()
+            self.metrics.endings["error"] += len(chats)
         for chat in chats:
             chat.stream.end("error", RequestError(why, "UNAVAILABLE"))
 
     def _step(self) -> None:
-        self._drop_cancelled()
-        step = self._plan()
+        began = time.perf_counter()
+        self._engine_seconds = 0.0
+        self._end_early()
+        with self._changed:
+            admitted = self._scheduler.admissions()
+            self._scheduler.admit(admitted)
+            self._gauge()
+        for admission in admitted:
+            self.metrics.queue_time.observe(time.monotonic() - self._chats[admission.key].submitted)
+        step = self._scheduler.plan(self._pace.budget(self._scheduler.decoding))
+        if step.copy is not None and not self._copy(step.copy):
+            return
         if step.prefill is not None:
-            self._prefill(self._running[step.prefill.key], step.prefill)
-        if step.decode:
-            self._decode([self._running[key] for key in step.decode])
+            self._prefill(self._chats[step.prefill.key], step.prefill)
+        if step.decode and self._dead is None:
+            self._decode([self._chats[key] for key in step.decode])
+        self.metrics.loop_time.observe(time.perf_counter() - began - self._engine_seconds)
 
-    def _drop_cancelled(self) -> None:
-        with self._changed:
-            gone = [chat for chat in self._waiting if chat.stream.cancelled]
-            for chat in gone:
-                self._waiting.remove(chat)
-        for chat in gone:
-            chat.stream.end("cancelled")
-        for chat in [chat for chat in self._running.values() if chat.stream.cancelled]:
-            self._end(chat, "cancelled")
+    def _end_early(self) -> None:
+        """Frees the slots of those that were cancelled or are late, before anything is done for them again."""
+        now = time.monotonic()
+        for chat in list(self._chats.values()):
+            if chat.stream.cancelled:
+                self._end(chat, "cancelled")
+            elif chat.asked.deadline is not None and now >= chat.asked.deadline:
+                where = f"after {chat.generated} tokens" if chat.key in self._scheduler.running else "in the queue"
+                self._end(chat, "error", RequestError(f"the deadline passed {where}", "DEADLINE_EXCEEDED"))
 
-    def _plan(self) -> Step:
-        with self._changed:
-            running = [Running(c.key, c.slot, c.prompt, c.prefilled) for c in self._running.values()]
-            waiting = [(chat.key, chat.prompt) for chat in self._waiting]
-            step = plan_step(waiting, running, self._session.slots, self._session.prefill_chunk)
-            for key, slot in step.admit:
-                chat = self._waiting.popleft()
-                assert chat.key == key, "plan_step admits in the order of waiting"
-                chat.slot = slot
-                self._running[key] = chat
-        return step
+    def _copy(self, copy: Copy) -> bool:
+        try:
+            with self._engine():
+                self._session.copy(copy.source, copy.target, copy.start, copy.count)
+        except _EngineFailed as failed:
+            self._fail([self._chats[copy.key]], f"the engine failed to copy a prefix: {failed}")
+            return False
+        self._scheduler.copied(copy)
+        return True
 
     def _prefill(self, chat: _Chat, chunk: Chunk) -> None:
-        tokens = chat.asked.prompt[chunk.start : chunk.start + chunk.count]
+        asked, whole = chat.asked, chunk.start + chunk.count == chat.prompt
+        top = asked.prompt_logprobs
+        if top is not None and chunk.count > _LOGPROB_ROWS:
+            chunk, whole = Chunk(chunk.key, chunk.slot, chunk.start, _LOGPROB_ROWS), False
+        rows = chunk.count if top is not None else int(whole)
+        tokens = asked.prompt[chunk.start : chunk.start + chunk.count]
+        began = time.perf_counter()
         try:
-            logits = self._session.prefill(chunk.slot, tokens, chunk.start)
-        except Exception as error:  # whatever the engine raises belongs to this request, not to the loop
-            self._fail(chat, f"the engine failed on the prompt: {type(error).__name__}: {error}")
+            with self._engine():
+                logits = self._session.prefill(chunk.slot, tokens, chunk.start, rows)
+        except _EngineFailed as failed:
+            self._fail([chat], f"the engine failed on the prompt: {failed}")
             return
-        chat.prefilled += chunk.count
-        if chat.prefilled == chat.prompt:
-            self._advance([chat], logits[np.newaxis])
+        seconds = time.perf_counter() - began
+        self._pace.read(chunk.count, seconds)
+        self.metrics.prefill_time.observe(seconds)
+        self._scheduler.prefilled(chunk)
+        if top is not None:
+            following = asked.prompt[chunk.start + 1 : chunk.start + chunk.count + 1]
+            chat.prompt_logprobs += prompt_logprobs(logits[: len(following)], following, top)
+        if whole:
+            reused = self._scheduler.running[chat.key].reused
+            self.metrics.prompt_tokens += chat.prompt
+            self.metrics.cached_prompt_tokens += reused
+            chat.stream.read_in(reused, chat.prompt_logprobs)
+            self._advance([chat], logits[-1:])
 
     def _decode(self, chats: list[_Chat]) -> None:
-        slots = [chat.slot for chat in chats]
+        slots = [self._scheduler.running[chat.key].slot for chat in chats]
         tokens = np.array([chat.last for chat in chats], dtype=np.int64)
         positions = np.array([chat.prompt + chat.generated - 1 for chat in chats], dtype=np.int64)
+        # neighbours in order where they can be: nothing has to be mapped for them
+        order = np.argsort(slots)
+        began = time.perf_counter()
         try:
-            logits = self._session.decode(slots, tokens, positions)
-        except Exception as error:  # as above: all that were in this call, and nobody else
-            for chat in chats:
-                self._fail(chat, f"the engine failed while decoding: {type(error).__name__}: {error}")
+            with self._engine():
+                logits = self._session.decode([slots[i] for i in order], tokens[order], positions[order])
+        except _EngineFailed as failed:
+            self._fail(chats, f"the engine failed while decoding: {failed}")
             return
-        self._advance(chats, logits)
+        seconds = time.perf_counter() - began
+        self._pace.decoded(seconds)
+        self.metrics.decode_time.observe(seconds)
+        for chat, token in zip(chats, tokens.tolist(), strict=True):
+            self._scheduler.decoded(chat.key, token)
+        self._advance([chats[i] for i in order], logits)
 
-    def _advance(self, chats: list[_Chat], logits: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> None:
+    def _advance(self, chats: list[_Chat], logits: npt.NDArray[np.float32]) -> None:
         """Picks, delivers and ends. `logits` [len(chats), vocab]."""
-        ids = pick(logits, [chat.asked.sampling for chat in chats], [chat.generator for chat in chats])
-        for chat, token in zip(chats, ids.tolist(), strict=True):
-            if token < 0:
+        picked, logprobs = pick(logits, [chat.sampler for chat in chats])
+        now = time.monotonic()
+        for chat, token, logprob in zip(chats, picked, logprobs, strict=True):
+            if token == NOT_FINITE:
                 where = f"position {chat.prompt + chat.generated}"
-                self._fail(chat, f"the engine gave logits that are not finite at {where}; the engine is damaged")
+                self._spoil(chat, f"the engine gave logits that are not finite at {where}; the engine is damaged")
+            elif token == NOTHING_ALLOWED:
+                message = "constraint, bad words and biases together allow no token here; ask for less"
+                self._end(chat, "error", RequestError(message, "INVALID_ARGUMENT"))
             elif token in chat.asked.stop_ids:
                 self._end(chat, "stop")
             else:
-                chat.last = token
-                chat.generated += 1
-                chat.stream.put(token)
-                if chat.generated >= chat.asked.max_tokens or chat.prompt + chat.generated >= self._session.max_context:
-                    self._end(chat, "length")
+                self._deliver(chat, token, logprob, now)
 
-    def _fail(self, chat: _Chat, message: str) -> None:
-        self._end(chat, "error", RequestError(message, "INTERNAL"))
+    def _deliver(self, chat: _Chat, token: int, logprob: TokenLogprobs | None, now: float) -> None:
+        if chat.generated:
+            self.metrics.inter_token_latency.observe(now - chat.told)
+        else:
+            self.metrics.time_to_first_token.observe(now - chat.submitted)
+        chat.last, chat.told = token, now
+        chat.generated += 1
+        self.metrics.output_tokens += 1
+        room = min(chat.asked.max_tokens, self._session.max_context - chat.prompt)
+        if chat.generated < room:
+            chat.stream.put(token, logprob)
+        elif self._release(chat, "length"):
+            chat.stream.put(token, logprob, "length")
 
-    def _end(self, chat: _Chat, finish: Finish, error: RequestError | None = None) -> None:
+    @contextmanager
+    def _engine(self) -> Iterator[None]:
+        """Around one call of the engine: watched, timed, and its failures counted. Raises _EngineFailed."""
+        began = time.perf_counter()
+        try:
+            with self._watchdog:
+                yield
+            self._failures = 0
+        except Exception as error:  # whatever the engine raises belongs to those who were in the call
+            self._failures += 1
+            self.metrics.engine_failures += 1
+            raise _EngineFailed(f"{type(error).__name__}: {error}") from error
+        finally:
+            self._engine_seconds += time.perf_counter() - began
+        if self._dead is not None:
+            raise _EngineFailed(self._dead)
+
+    def _fail(self, chats: list[_Chat], message: str) -> None:
+        for chat in chats:
+            self._spoil(chat, message)
+        if self._failures >= _FAILURES:
+            self._die(f"{self._failures} of its calls in a row failed, the last one: {message}")
+
+    def _spoil(self, chat: _Chat, message: str) -> None:
+        self._end(chat, "error", RequestError(message, "INTERNAL"), spoiled=True)
+
+    def _end(self, chat: _Chat, finish: Finish, error: RequestError | None = None, *, spoiled: bool = False) -> None:
+        if self._release(chat, finish, spoiled=spoiled):
+            chat.stream.end(finish, error)
+
+    def _release(self, chat: _Chat, finish: Finish, *, spoiled: bool = False) -> bool:
+        """Frees what `chat` holds, before its receiver hears of it. False: the watchdog has told it already."""
         with self._changed:
-            del self._running[chat.key]
-        chat.stream.end(finish, error)
+            if self._chats.pop(chat.key, None) is None:
+                return False
+            self._scheduler.remove(chat.key, spoiled=spoiled)
+            self.metrics.endings[finish] += 1
+            self._gauge()
+        return True
+
+    def _gauge(self) -> None:
+        now, scheduler = self.metrics, self._scheduler
+        now.queue_depth = len(scheduler.waiting)
+        now.active_slots = len(scheduler.running)
+        now.free_slots = scheduler.slots - now.active_slots
+        now.kv_tokens = sum(scheduler.rows[chat.slot].length for chat in scheduler.running.values())
+        now.kv_cached_tokens = sum(row.length for row in scheduler.rows) - now.kv_tokens
+
+
+class _EngineFailed(Exception):
+    """A call of the engine raised, or came back after it was given up."""
+
+
+def _sampler(asked: Generation, vocab_size: int) -> Sampler:
+    return Sampler(
+        asked.sampling,
+        asked.prompt,
+        vocab_size,
+        stop_ids=asked.stop_ids,
+        min_tokens=asked.min_tokens,
+        index=asked.index,
+        logprobs=asked.logprobs,
+        constraint=asked.constraint,
+    )

@@ -32,17 +32,21 @@ class FakeSession:
         self.max_context = max_context
         self.vocab_size = vocab_size
         self.prefill_chunk = prefill_chunk
+        self.cache_token_bytes = 8
         self.calls: list[tuple[str, tuple[int, ...]]] = []
         self.closed = threading.Event()
         self.before: Callable[[str, tuple[int, ...]], None] = lambda _kind, _slots: None
         self.spoil: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]] = lambda logits: logits
         self._rows = np.full((slots, max_context), -1, dtype=np.int64)
 
-    def prefill(self, slot: int, tokens: npt.NDArray[np.int64], start: int) -> npt.NDArray[np.float32]:
+    def prefill(self, slot: int, tokens: npt.NDArray[np.int64], start: int, logits: int = 1) -> npt.NDArray[np.float32]:
         assert 1 <= len(tokens) <= self.prefill_chunk
+        assert 0 <= logits <= len(tokens)
         self._record("prefill", (slot,))
         self._rows[slot, start : start + len(tokens)] = tokens
-        return self._logits(slot, start + len(tokens))
+        last = start + len(tokens)
+        rows = [self._logits(slot, last - back) for back in reversed(range(logits))]
+        return np.array(rows, dtype=np.float32).reshape(logits, self.vocab_size)
 
     def decode(
         self, slots: Sequence[int], tokens: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]
@@ -52,6 +56,10 @@ class FakeSession:
         for slot, token, position in zip(slots, tokens, positions, strict=True):
             self._rows[slot, position] = token
         return self.spoil(np.stack([self._logits(s, p + 1) for s, p in zip(slots, positions.tolist(), strict=True)]))
+
+    def copy(self, source: int, target: int, start: int, count: int) -> None:
+        self._record("copy", (source, target))
+        self._rows[target, start : start + count] = self._rows[source, start : start + count]
 
     def close(self) -> None:
         self.closed.set()

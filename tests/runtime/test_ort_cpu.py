@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ import pytest
 
 from hermes_deploy.errors import ArtifactError, RequestError, ServeError
 from hermes_deploy.graphs import GraphSpec, build_decoder, save_model
-from hermes_deploy.runtime.ort_cpu import OrtCpuSession
+from hermes_deploy.runtime import ort_cpu
+from hermes_deploy.runtime.ort_cpu import OrtCpuSession, physical_cores
 from tests.graphs.reference import Reference, make_reference
 
 TOLERANCE = 2e-4
@@ -46,7 +48,7 @@ def read(session: OrtCpuSession, slot: int, tokens: npt.NDArray[np.int64]) -> np
     """Prefills a whole prompt, chunk by chunk; logits of its last token."""
     for start in range(0, len(tokens), session.prefill_chunk):
         logits = session.prefill(slot, tokens[start : start + session.prefill_chunk], start)
-    return logits
+    return logits[0].copy()
 
 
 def test_a_prompt_of_many_chunks_gets_the_logits_of_its_last_token(
@@ -114,11 +116,49 @@ def test_a_prompt_can_go_on_from_the_prefix_that_is_in_its_slot(session: OrtCpuS
     assert np.abs(logits - reference.logits(second[None, :24])[0, -1]).max() < TOLERANCE
 
 
-def test_logits_belong_to_the_caller(session: OrtCpuSession) -> None:
-    first = session.decode([0], np.array([7]), np.array([0]))
-    before = first.copy()
-    session.decode([0], np.array([9]), np.array([1]))
-    np.testing.assert_array_equal(first, before)
+def test_a_chunk_gives_the_logits_of_as_many_tokens_as_are_asked_for(
+    session: OrtCpuSession, reference: Reference
+) -> None:
+    text = chats(1, 16)
+    expected = reference.logits(text)[0]
+    assert session.prefill(2, text[0], 0, 0).shape == (0, 320)
+    for wanted in (1, 5, 16):
+        logits = session.prefill(2, text[0], 0, wanted)
+        assert logits.shape == (wanted, 320)
+        assert np.abs(logits - expected[16 - wanted :]).max() < TOLERANCE
+
+
+def test_a_copied_prefix_goes_on_as_if_it_had_been_read(session: OrtCpuSession, reference: Reference) -> None:
+    first, second = chats(2, 30)
+    second[:12] = first[:12]
+    read(session, 6, first)
+    session.copy(6, 1, 0, 12)
+    logits = session.prefill(1, second[12:24], 12)
+    assert np.abs(logits - reference.logits(second[None, :24])[0, -1]).max() < TOLERANCE
+    # and the row that was copied from goes on too
+    more = session.decode([6], np.array([5]), np.array([30]))
+    assert np.abs(more[0] - reference.logits(np.append(first, 5)[None])[0, -1]).max() < TOLERANCE
+
+
+def test_the_engine_writes_the_cache_where_it_reads_it(session: OrtCpuSession) -> None:
+    """Equal pointers of past and present: nothing is copied, however long the cache is."""
+    for slots in ([2], [0, 1, 2], [7, 3]):
+        session.decode(slots, np.full(len(slots), 5), np.zeros(len(slots), dtype=np.int64))
+        step = session._step(tuple(slots))
+        addresses = step._view.addresses if step._view else session._caches.memory.neighbours(slots[0])
+        outputs = step._binding.get_outputs()[: len(addresses)]
+        assert sorted(value.data_ptr() for value in outputs) == sorted(addresses)
+
+
+def test_many_different_sets_of_rows_keep_a_bounded_number_of_mappings(
+    session: OrtCpuSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ort_cpu, "_MAX_MAPPINGS", 40)
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        slots = rng.permutation(SLOTS)[:3].tolist()
+        session.decode(slots, np.array([5, 6, 7]), np.array([0, 0, 0]))
+        assert Path("/proc/self/maps").read_text().count("hermes-kv") <= 40 + 4 * 3 + 8
 
 
 def test_a_shorter_context_than_built_gives_the_same_answers(model: Path, reference: Reference) -> None:
@@ -159,6 +199,12 @@ def test_a_step_that_makes_no_sense_is_refused(
 def test_a_prefill_longer_than_a_chunk_is_refused(session: OrtCpuSession) -> None:
     with pytest.raises(RequestError, match="1 to 16"):
         session.prefill(0, np.zeros(17, dtype=np.int64), 0)
+    with pytest.raises(RequestError, match="0 to 3"):
+        session.prefill(0, np.zeros(3, dtype=np.int64), 0, 4)
+
+
+def test_threads_never_exceed_the_cores_this_process_may_use() -> None:
+    assert 1 <= physical_cores() <= len(os.sched_getaffinity(0))
 
 
 def test_the_graph_of_another_dialect_is_refused(reference: Reference, tmp_path: Path) -> None:
