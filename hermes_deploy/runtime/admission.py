@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from hermes_deploy.errors import RequestError
+from hermes_deploy.runtime.sampling import MOST_LOGPROBS
 from hermes_deploy.runtime.stream import Generation
 
-MAX_LOGPROBS = 20
-"""Alternatives with each token, as in OpenAI's API."""
 MAX_PRIORITY = 100
 
 
@@ -35,8 +34,8 @@ def check(asked: Generation, vocab_size: int, max_context: int) -> None:
     if not 0 <= asked.min_tokens <= asked.max_tokens:
         raise RequestError(f"min_tokens is {asked.min_tokens}; allowed is 0 to max_tokens, which is {asked.max_tokens}")
     for name, count in (("logprobs", asked.logprobs), ("prompt_logprobs", asked.prompt_logprobs)):
-        if count is not None and not 0 <= count <= min(MAX_LOGPROBS, vocab_size):
-            raise RequestError(f"{name} is {count}; allowed is 0 to {min(MAX_LOGPROBS, vocab_size)} alternatives")
+        if count is not None and not 0 <= count <= min(MOST_LOGPROBS, vocab_size):
+            raise RequestError(f"{name} is {count}; allowed is 0 to {min(MOST_LOGPROBS, vocab_size)} alternatives")
     if not -MAX_PRIORITY <= asked.priority <= MAX_PRIORITY:
         raise RequestError(f"priority is {asked.priority}; allowed is -{MAX_PRIORITY} to {MAX_PRIORITY}")
     _check_ids("the prompt holds token id", int(prompt.min()), int(prompt.max()), vocab_size)

@@ -6,7 +6,7 @@ RESOURCE_EXHAUSTED at once.
 
 Nothing ever hangs. An engine call that fails, or gives logits that are not numbers, ends the requests that
 were in it with the cause, and the loop goes on. After some failures without a success between them, after
-a call that does not come back (`watchdog`), or should the loop itself fail, the loop is dead: everything in
+a call that does not come back, or should the loop itself fail, the loop is dead: everything in
 flight and every later `submit` is told why, and `on_death` is called.
 """
 
@@ -16,8 +16,7 @@ import itertools
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,14 +24,21 @@ import numpy.typing as npt
 
 from hermes_deploy.errors import RequestError
 from hermes_deploy.runtime.admission import check
+from hermes_deploy.runtime.guarded_session import EngineFailed, GuardedSession
 from hermes_deploy.runtime.metrics import Metrics
 from hermes_deploy.runtime.pace import Pace
-from hermes_deploy.runtime.picking import NOT_FINITE, NOTHING_ALLOWED, Sampler, pick, prompt_logprobs
+from hermes_deploy.runtime.picking import (
+    CONSTRAINT_FAILED,
+    NOT_FINITE,
+    NOTHING_ALLOWED,
+    Sampler,
+    pick,
+    prompt_logprobs,
+)
 from hermes_deploy.runtime.sampling import TokenLogprobs
 from hermes_deploy.runtime.scheduler import Chunk, Copy, Scheduler, Ticket
 from hermes_deploy.runtime.session import Session
 from hermes_deploy.runtime.stream import Finish, Generation, TokenStream
-from hermes_deploy.runtime.watchdog import Watchdog
 
 _FAILURES = 3
 """Engine calls that fail in a row before the engine is given up."""
@@ -85,10 +91,8 @@ class TokenLoop:
         self._changed = threading.Condition()
         self._closing = False
         self._dead: str | None = None
-        self._failures = 0
-        self._engine_seconds = 0.0
         self.metrics = Metrics(free_slots=session.slots, kv_capacity_tokens=session.slots * session.max_context)
-        self._watchdog = Watchdog(engine_timeout, self._die)
+        self._engine = GuardedSession(session, engine_timeout, self._die)
         self._thread = threading.Thread(target=self._run, name="token-loop", daemon=True)
         self._thread.start()
 
@@ -122,7 +126,6 @@ class TokenLoop:
             self._changed.notify()
         while self._thread.is_alive() and self._dead is None:
             self._thread.join(0.1)
-        self._watchdog.close()
 
     def _submit(self, asked: Sequence[Generation]) -> list[TokenStream]:
         for one in asked:
@@ -165,8 +168,7 @@ class TokenLoop:
             traceback.print_exc()
             self._die(f"{type(error).__name__}: {error}")
         finally:
-            self._watchdog.close()
-            self._session.close()
+            self._engine.close()
 
     def _await_work(self) -> bool:
         with self._changed:
@@ -192,8 +194,7 @@ class TokenLoop:
             chat.stream.end("error", RequestError(why, "UNAVAILABLE"))
 
     def _step(self) -> None:
-        began = time.perf_counter()
-        self._engine_seconds = 0.0
+        began, in_engine = time.monotonic(), self._engine.seconds
         self._end_early()
         with self._changed:
             admitted = self._scheduler.admissions()
@@ -208,7 +209,7 @@ class TokenLoop:
             self._prefill(self._chats[step.prefill.key], step.prefill)
         if step.decode and self._dead is None:
             self._decode([self._chats[key] for key in step.decode])
-        self.metrics.loop_time.observe(time.perf_counter() - began - self._engine_seconds)
+        self.metrics.loop_time.observe(time.monotonic() - began - (self._engine.seconds - in_engine))
 
     def _end_early(self) -> None:
         """Frees the slots of those that were cancelled or are late, before anything is done for them again."""
@@ -222,9 +223,8 @@ class TokenLoop:
 
     def _copy(self, copy: Copy) -> bool:
         try:
-            with self._engine():
-                self._session.copy(copy.source, copy.target, copy.start, copy.count)
-        except _EngineFailed as failed:
+            self._engine.copy(copy.source, copy.target, copy.start, copy.count)
+        except EngineFailed as failed:
             self._fail([self._chats[copy.key]], f"the engine failed to copy a prefix: {failed}")
             return False
         self._scheduler.copied(copy)
@@ -237,20 +237,21 @@ class TokenLoop:
             chunk, whole = Chunk(chunk.key, chunk.slot, chunk.start, _LOGPROB_ROWS), False
         rows = chunk.count if top is not None else int(whole)
         tokens = asked.prompt[chunk.start : chunk.start + chunk.count]
-        began = time.perf_counter()
         try:
-            with self._engine():
-                logits = self._session.prefill(chunk.slot, tokens, chunk.start, rows)
-        except _EngineFailed as failed:
+            logits = self._engine.prefill(chunk.slot, tokens, chunk.start, rows)
+        except EngineFailed as failed:
             self._fail([chat], f"the engine failed on the prompt: {failed}")
             return
-        seconds = time.perf_counter() - began
-        self._pace.read(chunk.count, seconds)
-        self.metrics.prefill_time.observe(seconds)
+        self._pace.read(chunk.count, self._engine.last_seconds)
+        self.metrics.prefill_time.observe(self._engine.last_seconds)
         self._scheduler.prefilled(chunk)
         if top is not None:
             following = asked.prompt[chunk.start + 1 : chunk.start + chunk.count + 1]
-            chat.prompt_logprobs += prompt_logprobs(logits[: len(following)], following, top)
+            try:
+                chat.prompt_logprobs += prompt_logprobs(logits[: len(following)], following, top)
+            except RequestError as error:  # they are not finite
+                self._end(chat, "error", error, spoiled=True)
+                return
         if whole:
             reused = self._scheduler.running[chat.key].reused
             self.metrics.prompt_tokens += chat.prompt
@@ -264,16 +265,13 @@ class TokenLoop:
         positions = np.array([chat.prompt + chat.generated - 1 for chat in chats], dtype=np.int64)
         # neighbours in order where they can be: nothing has to be mapped for them
         order = np.argsort(slots)
-        began = time.perf_counter()
         try:
-            with self._engine():
-                logits = self._session.decode([slots[i] for i in order], tokens[order], positions[order])
-        except _EngineFailed as failed:
+            logits = self._engine.decode([slots[i] for i in order], tokens[order], positions[order])
+        except EngineFailed as failed:
             self._fail(chats, f"the engine failed while decoding: {failed}")
             return
-        seconds = time.perf_counter() - began
-        self._pace.decoded(seconds)
-        self.metrics.decode_time.observe(seconds)
+        self._pace.decoded(self._engine.last_seconds)
+        self.metrics.decode_time.observe(self._engine.last_seconds)
         for chat, token in zip(chats, tokens.tolist(), strict=True):
             self._scheduler.decoded(chat.key, token)
         self._advance([chats[i] for i in order], logits)
@@ -289,6 +287,10 @@ class TokenLoop:
             elif token == NOTHING_ALLOWED:
                 message = "constraint, bad words and biases together allow no token here; ask for less"
                 self._end(chat, "error", RequestError(message, "INVALID_ARGUMENT"))
+            elif token == CONSTRAINT_FAILED:
+                cause = chat.sampler.failure
+                message = f"the constraint of this request failed: {type(cause).__name__}: {cause}"
+                self._end(chat, "error", RequestError(message, "INTERNAL"))
             elif token in chat.asked.stop_ids:
                 self._end(chat, "stop")
             else:
@@ -308,28 +310,12 @@ class TokenLoop:
         elif self._release(chat, "length"):
             chat.stream.put(token, logprob, "length")
 
-    @contextmanager
-    def _engine(self) -> Iterator[None]:
-        """Around one call of the engine: watched, timed, and its failures counted. Raises _EngineFailed."""
-        began = time.perf_counter()
-        try:
-            with self._watchdog:
-                yield
-            self._failures = 0
-        except Exception as error:  # whatever the engine raises belongs to those who were in the call
-            self._failures += 1
-            self.metrics.engine_failures += 1
-            raise _EngineFailed(f"{type(error).__name__}: {error}") from error
-        finally:
-            self._engine_seconds += time.perf_counter() - began
-        if self._dead is not None:
-            raise _EngineFailed(self._dead)
-
     def _fail(self, chats: list[_Chat], message: str) -> None:
         for chat in chats:
             self._spoil(chat, message)
-        if self._failures >= _FAILURES:
-            self._die(f"{self._failures} of its calls in a row failed, the last one: {message}")
+        self.metrics.engine_failures = self._engine.all_failures
+        if self._engine.failures >= _FAILURES:
+            self._die(f"{self._engine.failures} of its calls in a row failed, the last one: {message}")
 
     def _spoil(self, chat: _Chat, message: str) -> None:
         self._end(chat, "error", RequestError(message, "INTERNAL"), spoiled=True)
@@ -355,10 +341,6 @@ class TokenLoop:
         now.free_slots = scheduler.slots - now.active_slots
         now.kv_tokens = sum(scheduler.rows[chat.slot].length for chat in scheduler.running.values())
         now.kv_cached_tokens = sum(row.length for row in scheduler.rows) - now.kv_tokens
-
-
-class _EngineFailed(Exception):
-    """A call of the engine raised, or came back after it was given up."""
 
 
 def _sampler(asked: Generation, vocab_size: int) -> Sampler:

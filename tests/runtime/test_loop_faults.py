@@ -198,3 +198,21 @@ def test_ten_thousand_events_leak_no_slot_and_no_memory() -> None:
         assert not loop._scheduler.waiting
         # and the next chat is answered as if nothing had been
         assert collect(loop.submit(ask([5, 6], 10)))[0] == expected([5, 6], 10)
+
+
+def test_prompt_logits_that_are_not_numbers_end_that_chat_alone() -> None:
+    session = FakeSession()
+    read = session.prefill
+
+    def spoiled(slot: int, tokens: Any, start: int, logits: int = 1) -> Any:
+        found = read(slot, tokens, start, logits)
+        if logits > 1:
+            found[0] = np.nan
+        return found
+
+    session.prefill = spoiled  # type: ignore[method-assign]
+    with running(session) as loop:
+        error = collect(loop.submit(generation(prompt_logprobs=2)))[1].error
+        assert error is not None
+        assert "not finite" in str(error)
+        assert finish(loop.submit(generation())) == "length"

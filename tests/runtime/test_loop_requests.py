@@ -175,3 +175,17 @@ def test_the_numbers_stand_at_zero_before_traffic_and_add_up_after_it() -> None:
         assert sum(m.inter_token_latency.counts) == 4
         assert m.kv_tokens == 0
         assert m.kv_cached_tokens == 3 + 4
+
+
+def test_a_constraint_that_raises_ends_its_own_answer_with_the_cause_and_no_other() -> None:
+    class Broken(Only):
+        def mask(self) -> npt.NDArray[np.uint32]:
+            raise KeyError("grammar")
+
+    with running(FakeSession()) as loop:
+        bound = loop.submit(Generation(np.array([1, 2]), 6, constraint=Broken([1])))
+        free = loop.submit(ask([1, 2], 6))
+        _, last = collect(bound)
+        assert last.error is not None
+        assert "KeyError: 'grammar'" in str(last.error)
+        assert collect(free)[0] == expected([1, 2], 6)

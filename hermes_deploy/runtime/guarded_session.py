@@ -1,0 +1,93 @@
+"""A Session whose calls are timed, counted and watched: what an engine can do wrong ends here as one error.
+
+Knows nothing of chats. The watchdog runs in a thread of its own and notices a call that does not come back.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+
+from hermes_deploy.runtime.session import Session
+
+
+class EngineFailed(Exception):
+    """A call of the engine raised, or came back after it was given up. The text is the cause."""
+
+
+class GuardedSession:
+    """`session` with the same calls, each of which may raise EngineFailed. One caller at a time.
+
+    `timeout`: seconds after which a call counts as hanging; `on_hang(cause)` is then called once, from another
+    thread, while the call goes on.
+    """
+
+    def __init__(self, session: Session, timeout: float, on_hang: Callable[[str], None]) -> None:
+        self._session = session
+        self._timeout = timeout
+        self._on_hang = on_hang
+        self._since: float | None = None
+        self._closed = threading.Event()
+        self._hangs = False
+        self.failures = 0
+        """Calls that failed since the last one that did not."""
+        self.all_failures = 0
+        self.seconds = 0.0
+        """Time spent in calls."""
+        self.last_seconds = 0.0
+        threading.Thread(target=self._watch, name="engine-watchdog", daemon=True).start()
+
+    def prefill(self, slot: int, tokens: npt.NDArray[np.int64], start: int, logits: int = 1) -> npt.NDArray[np.float32]:
+        """See `Session.prefill`."""
+        with self._call():
+            return self._session.prefill(slot, tokens, start, logits)
+
+    def decode(
+        self, slots: Sequence[int], tokens: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float32]:
+        """See `Session.decode`."""
+        with self._call():
+            return self._session.decode(slots, tokens, positions)
+
+    def copy(self, source: int, target: int, start: int, count: int) -> None:
+        """See `Session.copy`."""
+        with self._call():
+            self._session.copy(source, target, start, count)
+
+    def close(self) -> None:
+        """Closes the session, after its last call has come back. The watchdog ends first."""
+        self._closed.set()
+        self._session.close()
+
+    @contextmanager
+    def _call(self) -> Iterator[None]:
+        self._since = began = time.monotonic()
+        try:
+            yield
+            self.failures = 0
+        except Exception as error:  # whatever an engine raises, it belongs to those who were in the call
+            self.failures += 1
+            self.all_failures += 1
+            raise EngineFailed(f"{type(error).__name__}: {error}") from error
+        finally:
+            self._since = None
+            self.last_seconds = time.monotonic() - began
+            self.seconds += self.last_seconds
+        if self._hangs:
+            raise EngineFailed(self._hang())
+
+    def _hang(self) -> str:
+        return f"a call of the engine did not come back within {self._timeout:g} s"
+
+    def _watch(self) -> None:
+        while not self._closed.wait(min(1.0, self._timeout / 4)):
+            since = self._since
+            if since is not None and time.monotonic() - since > self._timeout:
+                self._hangs = True
+                self._on_hang(self._hang())
+                return
