@@ -14,7 +14,9 @@ _FORGET = 0.3
 class Pace:
     """`chunk`: most tokens of one prefill call. `stretch`: a chunk may take that many times a decode step.
 
-    A running chat then waits for its next token at most about 1 + stretch times as long as usual.
+    While one prompt is read, a running chat then waits for its next token about 1 + stretch times as long as
+    usual. Where more prompts are read than chats run, the chunk grows with their number: those who wait
+    for a first token are the majority.
     """
 
     def __init__(self, chunk: int, stretch: float = 1.0) -> None:
@@ -23,13 +25,14 @@ class Pace:
         self._token_seconds: float | None = None
         self._step_seconds: float | None = None
 
-    def budget(self, decoding: int) -> int:
-        """Tokens that may be read in a step in which `decoding` chats get a token."""
+    def budget(self, decoding: int, reading: int = 1) -> int:
+        """Tokens that may be read in a step where `decoding` chats get a token and `reading` wait for a first."""
         if not decoding:
             return self._chunk
         if self._token_seconds is None or self._step_seconds is None:
             return min(LEAST, self._chunk)
-        fits = int(self._stretch * self._step_seconds / self._token_seconds)
+        share = self._stretch * max(1.0, reading / decoding)
+        fits = int(share * self._step_seconds / self._token_seconds)
         # whole multiples: few shapes that the engine has to get used to
         return min(max(LEAST, fits - fits % LEAST), self._chunk)
 

@@ -202,7 +202,9 @@ class TokenLoop:
             self._gauge()
         for admission in admitted:
             self.metrics.queue_time.observe(time.monotonic() - self._chats[admission.key].submitted)
-        step = self._scheduler.plan(self._pace.budget(self._scheduler.decoding))
+        decoding = self._scheduler.decoding
+        budget = self._pace.budget(decoding, len(self._scheduler.running) - decoding)
+        step = self._scheduler.plan(budget)
         if step.copy is not None and not self._copy(step.copy):
             return
         if step.prefill is not None:

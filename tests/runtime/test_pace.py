@@ -28,6 +28,14 @@ def test_a_chunk_takes_no_longer_than_its_share_of_a_step(token: float, step: fl
     assert budget == 256 or (budget + LEAST + 1) * token >= stretch * step
 
 
+def test_more_prompts_than_running_chats_get_the_larger_share() -> None:
+    pace = Pace(1024)
+    pace.read(16, 0.016)
+    pace.decoded(0.032)
+    assert pace.budget(decoding=1, reading=6) == 6 * pace.budget(decoding=1, reading=1)
+    assert pace.budget(decoding=6, reading=1) == pace.budget(decoding=1, reading=1)
+
+
 def test_a_slower_engine_is_noticed() -> None:
     pace = Pace(256)
     pace.read(16, 0.016)
