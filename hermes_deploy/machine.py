@@ -27,8 +27,14 @@ FLAVOURS: dict[Flavour, str] = {
     "tensorrt": "pip install 'hermes-deploy[tensorrt-full]' (NVIDIA's own package index)",
 }
 """The TensorRT packages, in order of preference, and what installs each."""
-SERVED_TARGETS = ("cpu",)
-"""Targets that have a session in this version; the others are built, and not served yet."""
+CUDA_EXTRA = "pip uninstall -y onnxruntime; pip install 'hermes-deploy[cuda]'"
+CUDA_MEMORY = "cuda-bindings"
+"""What sessions on a GPU reach its memory with; both GPU extras bring it."""
+_IDENTITY = bytes.fromhex(
+    "08083a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a020801620f0a0179120a0a0808"
+    "0112040a02080142040a001011"
+)
+"""An ONNX graph of one Identity of one float: the least that a provider can be tried with."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,28 @@ def _try_import(flavour: Flavour) -> Package:
     return Package("", f"the package {flavour} is installed but cannot be imported: {lines[-1].strip()}")
 
 
+@functools.cache
+def provider_problem(provider: str) -> str:
+    """Empty when the onnxruntime here really runs a graph on that provider, else its own last words.
+
+    Being in the package's list says nothing: where CUDA or cuDNN is missing, a session silently runs on the CPU.
+    """
+    code = (
+        f"import sys; sys.path[:] = {sys.path!r}; import onnxruntime as ort, numpy as np\n"
+        f"if {provider!r} == 'CUDAExecutionProvider': ort.preload_dlls()\n"
+        f"run = ort.InferenceSession({_IDENTITY!r}, providers=[{provider!r}])\n"
+        f"run.run(None, {{'x': np.ones(1, np.float32)}}); print(run.get_providers()[0])"
+    )
+    try:
+        tried = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    except subprocess.TimeoutExpired:
+        return "it did not answer within 120 s"
+    if tried.stdout.split()[-1:] == [provider]:
+        return ""
+    lines = [line for line in tried.stderr.splitlines() if "rror" in line or "not in available" in line]
+    return lines[-1].strip() if lines else "it gave no reason"
+
+
 def tritonserver() -> Path | None:
     """The container's own tritonserver, where there is one."""
     on_path = shutil.which("tritonserver")
@@ -109,10 +137,51 @@ def tritonserver() -> Path | None:
     return container if container.exists() else None
 
 
+def runnable(target: Target) -> str:
+    """Empty when an engine of that target can be opened on this machine, else all that is missing, in one line."""
+    if target.engine == "tensorrt":
+        reasons = [_no_gpu(target.compute_capability), _no_tensorrt(target)]
+    elif target.name == "cuda":
+        reasons = [_no_gpu(None), _no_cuda_provider()]
+    else:
+        return ""
+    if installed(CUDA_MEMORY) is None:
+        reasons.append(f"the package {CUDA_MEMORY} is not installed; run: pip install -c constraints.txt {CUDA_MEMORY}")
+    return "; ".join(reason for reason in reasons if reason)
+
+
+def _no_gpu(capability: tuple[int, int] | None) -> str:
+    found = ", ".join(f"{gpu.name} (sm{gpu.compute_capability[0]}{gpu.compute_capability[1]})" for gpu in gpus())
+    if not found:
+        return "no NVIDIA GPU was found (nvidia-smi does not answer): install NVIDIA's driver, or use another machine"
+    if capability and capability not in [gpu.compute_capability for gpu in gpus()]:
+        return f"it needs a GPU of sm{capability[0]}{capability[1]}; found: {found}. Build for the GPU that is here"
+    return ""
+
+
+def _no_tensorrt(target: Target) -> str:
+    packages = {flavour: tensorrt_package(flavour) for flavour in target.flavours}
+    if any(package.version for package in packages.values()):
+        return ""
+    return "; or: ".join(f"{package.trouble} ({FLAVOURS[flavour]})" for flavour, package in packages.items())
+
+
+def _no_cuda_provider() -> str:
+    if installed("onnxruntime-gpu") is None:
+        return f"onnxruntime-gpu is not installed; run: {CUDA_EXTRA}"
+    if installed("onnxruntime") is not None:
+        return f"onnxruntime and onnxruntime-gpu overwrite each other's files; run: {CUDA_EXTRA}"
+    problem = provider_problem("CUDAExecutionProvider") if gpus() else ""
+    return problem and f"onnxruntime-gpu cannot use CUDA here: {problem}; run: pip install 'hermes-deploy[cuda]'"
+
+
 def serveable(target_name: str) -> str:
     """Empty when this machine can serve that target, else the reason in one line."""
-    if target_name not in SERVED_TARGETS:
-        return f"built, but this version serves only: {', '.join(SERVED_TARGETS)}"
+    if target_name not in TARGETS:
+        return f"this version knows no such target; it knows: {', '.join(TARGETS)}"
+    problem = runnable(TARGETS[target_name])
+    if problem:
+        return problem
     missing = [p for p in SERVE_PACKAGES if installed(p) is None and not _stands_in(p)]
     if missing:
         return f"missing packages: {', '.join(missing)}; run: pip install 'hermes-deploy[serve]'"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hermes_deploy import machine
 from hermes_deploy.errors import ArtifactError, ServeError, UsageError
 from hermes_deploy.protocol.tensors import ENGINE
 from hermes_deploy.repository.engine_config import read_engine_config
@@ -98,11 +99,14 @@ def test_lowered_limits_stand_in_the_config_that_triton_reads_and_the_artifact_k
     assert f'string_value: "{MAX_CONTEXT}"' in (artifact / ENGINE / "config.pbtxt").read_text()
 
 
-def test_a_target_without_a_session_here_is_refused_with_the_reason(copy: Path) -> None:
+def test_a_target_that_this_machine_cannot_run_is_refused_with_what_is_missing(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = read_engine_config(copy / ENGINE / "1")
     target = config.targets[0].model_copy(update={"name": "sm89"})
     seal(copy, config.model_copy(update={"targets": (target,)}))
-    with pytest.raises(ServeError, match="sm89: built, but this version serves only: cpu"):
+    monkeypatch.setattr(machine, "gpus", lambda: ())
+    with pytest.raises(ServeError, match=r"sm89: no NVIDIA GPU was found.*install NVIDIA's driver"):
         check(copy)
 
 
