@@ -19,9 +19,10 @@ MAX_TEMPLATE = 1 << 18
 _GENERATION_BOUNDS: dict[str, tuple[float, float]] = {
     "temperature": (0.0, 100.0),
     "top_k": (0, 1 << 20),
-    "top_p": (0.0, 1.0),
+    "top_p": (1e-6, 1.0),
     "min_p": (0.0, 1.0),
-    "repetition_penalty": (0.01, 100.0),
+    "typical_p": (1e-6, 1.0),
+    "repetition_penalty": (0.01, 10.0),
 }
 
 

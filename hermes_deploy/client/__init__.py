@@ -27,7 +27,8 @@ from hermes_deploy.client.errors import (
     ServerFailed,
     Unavailable,
 )
-from hermes_deploy.client.records import Answer, Door, Message, Piece, Role, Sampling, Timing, Usage
+from hermes_deploy.client.records import Answer, Choice, Door, Message, Piece, Role, Timing, TokenLogprob, Usage
+from hermes_deploy.client.sampling import Sampling, SamplingOptions
 from hermes_deploy.client.stream import Stream
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "Answer",
     "AnswerCut",
     "Cancelled",
+    "Choice",
     "Client",
     "ClientError",
     "ConnectionFailed",
@@ -51,9 +53,11 @@ __all__ = [
     "ProtocolMismatch",
     "Role",
     "Sampling",
+    "SamplingOptions",
     "ServerFailed",
     "Stream",
     "Timing",
+    "TokenLogprob",
     "Unavailable",
     "Usage",
 ]

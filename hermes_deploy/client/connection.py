@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Unpack
 
 import grpc
 
@@ -17,12 +16,10 @@ from hermes_deploy.client.records import (
     Answer,
     Door,
     Prompt,
-    Sampling,
     chat_messages,
     check_door,
-    check_text,
-    check_timeout,
 )
+from hermes_deploy.client.sampling import Sampling, SamplingOptions, check_text, check_timeout
 from hermes_deploy.client.stream import Stream, rpc_error
 from hermes_deploy.client.wire import chat_request
 from hermes_deploy.protocol import methods
@@ -91,27 +88,23 @@ class Client:
         prompt: Prompt,
         *,
         system: str | None = None,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        top_k: int | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] = (),
         door: Door = "chat",
         timeout: float | None = None,
         request_id: str | None = None,
+        **sampling: Unpack[SamplingOptions],
     ) -> Stream:
         """Start an answer; read it piece by piece, inside a `with` block.
 
         prompt: a text, or messages (`Message`, or mappings with role and content). timeout: seconds for the
         whole answer. door: "chat" is the engine's own door; "ensemble" goes through Triton's pipeline, where
-        a cancelled request keeps running on the server. The rest: see `Sampling`.
+        a cancelled request keeps running on the server until its timeout. The rest, from max_tokens to n: see
+        `Sampling`. With n > 1 the pieces of all answers come mixed, each with its `index`.
         """
         messages = chat_messages(prompt, system)
-        sampling = Sampling(max_tokens, temperature, top_p, top_k, seed, stop)  # type: ignore[arg-type]  # made a tuple
+        chosen = Sampling(**sampling)  # type: ignore[arg-type]  # lists and mappings are made tuples
         call = self._facts(check_door(door), request_id)
         timeout_s = check_timeout(timeout)
-        request = chat_request(call.model, call.request_id, messages, sampling)
+        request = chat_request(call.model, call.request_id, messages, chosen, timeout_s)
         if request.ByteSize() > MAX_MESSAGE_BYTES:
             raise InvalidRequest(
                 f"the request has {request.ByteSize():,} bytes; at most {MAX_MESSAGE_BYTES:,} can be sent", call=call
@@ -119,36 +112,26 @@ class Client:
         self._check_open()
         method = methods.STREAM_INFER
         open_stream = self._channel.stream_stream(method.path, method.serialize_request, method.parse_response)
-        return Stream(lambda: open_stream(iter((request,)), timeout=timeout_s, metadata=_METADATA), call, timeout_s)
+        return Stream(
+            lambda: open_stream(iter((request,)), timeout=timeout_s, metadata=_METADATA),
+            call,
+            timeout_s,
+            answers=chosen.n or 1,
+        )
 
     def ask(
         self,
         prompt: Prompt,
         *,
         system: str | None = None,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        top_k: int | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] = (),
         door: Door = "chat",
         timeout: float | None = None,
         request_id: str | None = None,
+        **sampling: Unpack[SamplingOptions],
     ) -> Answer:
         """The whole answer at once; arguments as for `stream`."""
         with self.stream(
-            prompt,
-            system=system,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            seed=seed,
-            stop=stop,
-            door=door,
-            timeout=timeout,
-            request_id=request_id,
+            prompt, system=system, door=door, timeout=timeout, request_id=request_id, **sampling
         ) as stream:
             return stream.result()
 

@@ -6,13 +6,12 @@ Knows nothing of gRPC. Every refusal is an InvalidRequest that says what was fou
 from __future__ import annotations
 
 import json
-import math
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from hermes_deploy.client.errors import InvalidRequest
+from hermes_deploy.client.sampling import check_text
 from hermes_deploy.protocol import tensors
 
 Role = Literal["system", "user", "assistant"]
@@ -21,9 +20,6 @@ FinishReason = Literal["stop", "length"]
 
 ROLES: tuple[str, ...] = get_args(Role)
 MODEL_OF_DOOR: dict[str, str] = {"chat": tensors.ENGINE, "ensemble": tensors.ENSEMBLE}
-
-INT32_MAX = 2**31 - 1
-UINT64_MAX = 2**64 - 1
 
 
 @dataclass(frozen=True)
@@ -38,46 +34,24 @@ class Message:
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How to pick tokens. None leaves the choice to the server (the model's generation_config).
+class Usage:
+    """Tokens. `cached_tokens` of the prompt's were in the server's cache; the completion's are those of all answers."""
 
-    max_tokens: 1 or more; temperature: 0 (greedy) or more; top_p: in (0, 1]; top_k: 0 (off) or more;
-    seed: 0 .. 2**64-1; stop: texts that end the answer and are not part of it.
-    """
-
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
-        elif isinstance(self.stop, Sequence):
-            object.__setattr__(self, "stop", tuple(self.stop))
-        else:
-            raise InvalidRequest(f"stop is {self.stop!r}; it takes a text or a list of texts")
-        _check_integer("max_tokens", self.max_tokens, 1, INT32_MAX)
-        _check_integer("top_k", self.top_k, 0, INT32_MAX)
-        _check_integer("seed", self.seed, 0, UINT64_MAX)
-        temperature = _check_number("temperature", self.temperature, "0 (greedy) or more")
-        if temperature is not None and temperature < 0:
-            raise InvalidRequest(f"temperature is {self.temperature}; it must be 0 (greedy) or more")
-        top_p = _check_number("top_p", self.top_p, "in (0, 1]")
-        if top_p is not None and not 0 < top_p <= 1:
-            raise InvalidRequest(f"top_p is {self.top_p}; it must be in (0, 1], where 1 is off")
-        for text in self.stop:
-            check_text("a stop text", text)
-            if not text:
-                raise InvalidRequest("a stop text is empty: it would end every answer before it starts")
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)
-class Usage:
-    prompt_tokens: int
-    completion_tokens: int
+class TokenLogprob:
+    """One token and its natural log probability; `top`: (token id, log probability) of the likeliest, best first.
+
+    They are the model's own: of its raw logits, before temperature and every other setting.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,23 +64,53 @@ class Timing:
 
 @dataclass(frozen=True)
 class Piece:
-    """What came since the last piece. `finish_reason` is None until the last one."""
+    """What came since the last piece of answer `index`. `finish_reason` is None until that answer's last one.
+
+    `usage`: of that answer so far. `logprobs`: one for each of `token_ids` where they were asked for.
+    `prompt_logprobs`: in the first piece, one for each token of the prompt but the first.
+    """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None
     usage: Usage
+    index: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of the n answers: `finish_reason` is "stop" (it was complete, or a stop text came) or "length"."""
+
+    index: int
+    text: str
+    finish_reason: FinishReason
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer: `finish_reason` is "stop" (it was complete, or a stop text came) or "length"."""
+    """A whole answer. `choices` are the n that were asked for; `text` and `finish_reason` are the first one's."""
 
-    text: str
-    finish_reason: FinishReason
+    choices: tuple[Choice, ...]
     usage: Usage
     timing: Timing = field(compare=False)
     request_id: str = field(compare=False)
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+
+    @property
+    def text(self) -> str:
+        return self.choices[0].text
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        return self.choices[0].finish_reason
+
+    @property
+    def logprobs(self) -> tuple[TokenLogprob, ...]:
+        return self.choices[0].logprobs
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -149,27 +153,6 @@ def check_door(door: str) -> str:
     return door
 
 
-def check_timeout(timeout: float | None) -> float | None:
-    seconds = _check_number("timeout", timeout, "more than 0, in seconds")
-    if seconds is not None and seconds <= 0:
-        raise InvalidRequest(f"timeout is {timeout}; it must be more than 0, in seconds")
-    return seconds
-
-
-def check_text(what: str, text: Any) -> None:
-    """Refuse what is not a text, or cannot be UTF-8."""
-    if not isinstance(text, str):
-        raise InvalidRequest(f"{what} is {type(text).__name__}; it must be a text")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidRequest(
-            f"{what} has half of a character at position {error.start} (lone surrogate "
-            f"U+{ord(text[error.start]):04X}), which UTF-8 cannot carry. The text was probably cut, or read "
-            "with the wrong encoding, before it came here"
-        ) from None
-
-
 def _message(index: int, entry: object) -> Message:
     if isinstance(entry, Message):
         return entry
@@ -179,27 +162,3 @@ def _message(index: int, entry: object) -> Message:
         found = ", ".join(map(str, entry)) or "nothing"
         raise InvalidRequest(f"message {index} has the keys {found}; it must have role and content, and nothing else")
     return Message(entry["role"], entry["content"])
-
-
-def _check_integer(name: str, value: Any, least: int, most: int) -> None:
-    if value is None:
-        return
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise InvalidRequest(f"{name} is {value!r}; it must be a whole number")
-    if not least <= value <= most:
-        raise InvalidRequest(f"{name} is {value}; it must be from {least} to {most}")
-
-
-def _check_number(name: str, value: Any, allowed: str) -> float | None:
-    """The value as it will be on the wire (32-bit float), or None."""
-    if value is None:
-        return None
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise InvalidRequest(f"{name} is {value!r}; it must be a number: {allowed}")
-    try:
-        rounded: float = struct.unpack("<f", struct.pack("<f", value))[0]
-    except (OverflowError, struct.error):
-        rounded = math.inf
-    if not math.isfinite(rounded):
-        raise InvalidRequest(f"{name} is {value}; it must be {allowed}")
-    return rounded

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any
 
@@ -23,34 +24,69 @@ from hermes_deploy.client.errors import (
     error_for,
     retry_after,
 )
-from hermes_deploy.client.records import Answer, Piece, Timing, Usage
-from hermes_deploy.client.wire import is_final, read_piece
+from hermes_deploy.client.records import Answer, Choice, Piece, Timing, TokenLogprob, Usage
+from hermes_deploy.client.wire import Received, is_final, read_piece
 
 _GOODBYE_S = 0.5
 """Seconds that a complete answer waits for the server to close its side: Triton logs an error at each
 client that hangs up first."""
 
 
-class Stream(Iterator[Piece]):
-    """Made by `Client.stream`. `text` is what has come so far; `result()` reads to the end."""
+@dataclass
+class _Growing:
+    """One of the answers while it comes. `untold`: what the reader has not been given yet."""
 
-    def __init__(self, start: Callable[[], Any], call: CallFacts, timeout_s: float | None) -> None:
+    index: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    usage: Usage = field(default_factory=lambda: Usage(0, 0))
+    finish_reason: str = ""
+    untold: Piece | None = None
+
+    def add(self, received: Received) -> None:
+        self.text += received.text
+        self.token_ids += received.token_ids
+        self.logprobs += received.logprobs
+        self.usage = replace(received.usage, cached_tokens=self.usage.cached_tokens or received.usage.cached_tokens)
+
+    def piece(self, received: Received, finish: Any) -> Piece | None:
+        """What to show now; None while a character is unfinished: its tokens belong to the piece that shows it."""
+        before = self.untold or Piece("", (), None, self.usage)
+        piece = Piece(
+            received.text,
+            before.token_ids + received.token_ids,
+            finish,
+            self.usage,
+            self.index,
+            before.logprobs + received.logprobs,
+            before.prompt_logprobs + received.prompt_logprobs,
+        )
+        self.untold = piece if not received.text and finish is None else None
+        return None if self.untold else piece
+
+
+class Stream(Iterator[Piece]):
+    """Made by `Client.stream`. `text` is what has come so far of the first answer; `result()` reads to the end."""
+
+    def __init__(self, start: Callable[[], Any], call: CallFacts, timeout_s: float | None, *, answers: int = 1) -> None:
         self.call = call
-        self.text = ""
         self._timeout_s = timeout_s
-        self._usage = Usage(0, 0)
-        self._finish_reason = ""
-        self._held_ids: tuple[int, ...] = ()
+        self._growing = [_Growing(index) for index in range(answers)]
+        self._prompt_logprobs: tuple[TokenLogprob, ...] = ()
         self._answer: Answer | None = None
         self._failure: ClientError | None = None
         self._cancelled = False
         self._began = time.monotonic()
         self._first_piece_at: float | None = None
         self._final = False
-        self._untold_ids: tuple[int, ...] = ()
         self._ended = threading.Event()
         self._responses = start()
         self._responses.add_done_callback(lambda _: self._ended.set())
+
+    @property
+    def text(self) -> str:
+        return self._growing[0].text
 
     @property
     def request_id(self) -> str:
@@ -66,7 +102,7 @@ class Stream(Iterator[Piece]):
 
     def close(self) -> None:
         """Ends the request if it still runs; safe to call twice."""
-        if self._finish_reason and self._answer is None:
+        if self._finished and self._answer is None:
             self._complete()
         self._cancelled = self._cancelled or self._answer is None
         if not (self._final and self._ended.wait(_GOODBYE_S)):
@@ -114,7 +150,7 @@ class Stream(Iterator[Piece]):
             self._end()
             return None
         except grpc.RpcError as error:
-            if self._finish_reason:
+            if self._finished:
                 self._complete()  # every piece had come; what failed is only the goodbye
                 return None
             raise self._translated(error) from error
@@ -135,8 +171,11 @@ class Stream(Iterator[Piece]):
         received = read_piece(response, self.call)
         if self._first_piece_at is None:
             self._first_piece_at = time.monotonic()
-        self.text += received.text
-        self._usage = received.usage
+        if not 0 <= received.index < len(self._growing):
+            raise self._mismatch(f"a piece of answer {received.index} came, and {len(self._growing)} were asked for")
+        answer = self._growing[received.index]
+        answer.add(received)
+        self._prompt_logprobs += received.prompt_logprobs
         finish: Any = received.finish_reason or None
         if received.error_code or received.error_message or finish == "error":
             self._failure = self._failed(received.error_code, received.error_message, in_band=True)
@@ -145,21 +184,26 @@ class Stream(Iterator[Piece]):
             self._failure = self._failed("CANCELLED", "the server ended it")
             finish = None
         elif finish not in (None, "stop", "length"):
-            raise ProtocolMismatch(
-                f"the finish_reason {finish!r} is unknown to this client; use the client of the server's version",
-                call=self.call,
-                partial_text=self.text,
-            )
-        self._finish_reason = self._finish_reason or finish or ""
-        ids = self._untold_ids + received.token_ids
-        if not received.text and finish is None:
-            self._untold_ids = ids  # half a character: its tokens belong to the piece that shows it
-            return None
-        self._untold_ids = ()
-        return Piece(received.text, ids, finish, received.usage)
+            raise self._mismatch(f"the finish_reason {finish!r} is unknown to this client")
+        answer.finish_reason = answer.finish_reason or finish or ""
+        return answer.piece(received, finish)
+
+    @property
+    def _finished(self) -> bool:
+        return all(answer.finish_reason for answer in self._growing)
+
+    @property
+    def _usage(self) -> Usage:
+        """Of all answers: their tokens, and what of the prompt none of them had to read."""
+        usages = [answer.usage for answer in self._growing]
+        return Usage(
+            max(usage.prompt_tokens for usage in usages),
+            sum(usage.completion_tokens for usage in usages),
+            min(usage.cached_tokens for usage in usages),
+        )
 
     def _end(self) -> None:
-        if self._finish_reason:
+        if self._finished:
             self._complete()
         elif self._cancelled:
             raise self._failed("CANCELLED", "by this side")
@@ -177,11 +221,25 @@ class Stream(Iterator[Piece]):
         now = time.monotonic()
         first = self._first_piece_at if self._first_piece_at is not None else now
         self._answer = Answer(
-            self.text,
-            "stop" if self._finish_reason == "stop" else "length",
+            tuple(
+                Choice(
+                    answer.index,
+                    answer.text,
+                    "stop" if answer.finish_reason == "stop" else "length",
+                    tuple(answer.token_ids),
+                    tuple(answer.logprobs),
+                )
+                for answer in self._growing
+            ),
             self._usage,
             Timing(first - self._began, now - self._began),
             self.request_id,
+            self._prompt_logprobs,
+        )
+
+    def _mismatch(self, what: str) -> ProtocolMismatch:
+        return ProtocolMismatch(
+            f"{what}; use the client of the server's version", call=self.call, partial_text=self.text
         )
 
     def _failed(self, code: str, details: str, *, in_band: bool = False) -> ClientError:

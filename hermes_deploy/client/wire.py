@@ -5,22 +5,25 @@ Raw tensors are little-endian; a BYTES tensor is a run of 4-byte lengths, each f
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hermes_deploy.client.errors import CallFacts, ProtocolMismatch
-from hermes_deploy.client.records import Message, Sampling, Usage, messages_json
+from hermes_deploy.client.records import Message, TokenLogprob, Usage, messages_json
+from hermes_deploy.client.sampling import INT32_MAX, Sampling
 from hermes_deploy.protocol import tensors
 from hermes_deploy.protocol.grpc_service_pb2 import ModelInferRequest, ModelInferResponse
 from hermes_deploy.protocol.tensors import Tensor
 
 FINAL_FLAG = "triton_final_response"
 
-_FORMATS = {"INT32": "i", "INT64": "q", "UINT64": "Q", "FP32": "f"}
+_FORMATS = {"BOOL": "?", "INT32": "i", "INT64": "q", "UINT64": "Q", "FP32": "f"}
 _CONTENTS = {
     "BYTES": "bytes_contents",
+    "BOOL": "bool_contents",
     "INT32": "int_contents",
     "INT64": "int64_contents",
     "UINT64": "uint64_contents",
@@ -30,7 +33,10 @@ _CONTENTS = {
 
 @dataclass(frozen=True)
 class Received:
-    """One data response, decoded. `finish_reason` and `error_code` are "" until they come."""
+    """One data response, decoded. `finish_reason` and `error_code` are "" until they come.
+
+    `usage.cached_tokens` is told in an answer's first piece only.
+    """
 
     text: str
     token_ids: tuple[int, ...]
@@ -38,19 +44,28 @@ class Received:
     error_code: str
     error_message: str
     usage: Usage
+    index: int
+    logprobs: tuple[TokenLogprob, ...]
+    prompt_logprobs: tuple[TokenLogprob, ...]
 
 
-def chat_request(model: str, request_id: str, messages: Sequence[Message], sampling: Sampling) -> ModelInferRequest:
+def chat_request(
+    model: str, request_id: str, messages: Sequence[Message], sampling: Sampling, timeout_s: float | None = None
+) -> ModelInferRequest:
+    """`timeout_s` goes along: through the ensemble, the server hears of nothing else that a caller has gone."""
     request = ModelInferRequest(model_name=model, id=request_id)
     values: dict[str, Sequence[Any]] = {tensors.MESSAGES.name: [messages_json(messages)]}
-    for tensor in tensors.SAMPLING:
-        value = getattr(sampling, tensor.name)
-        if tensor.name == "stop":
-            value = [text.encode() for text in value] or None
-        elif value is not None:
-            value = [value]
-        if value is not None:
-            values[tensor.name] = value
+    for name in sampling.__dataclass_fields__:
+        value = getattr(sampling, name)
+        if value is None or value == ():
+            continue
+        if name == "logit_bias":
+            values["logit_bias_ids"], values["logit_bias_values"] = zip(*value, strict=True)
+        else:
+            elements = value if isinstance(value, tuple) else (value,)
+            values[name] = [e.encode() if isinstance(e, str) else e for e in elements]
+    if timeout_s is not None:
+        values["timeout_ms"] = [min(INT32_MAX, math.ceil(timeout_s * 1e3))]
     for tensor in (tensors.MESSAGES, *tensors.SAMPLING):
         if tensor.name in values:
             request.inputs.add(name=tensor.name, datatype=tensor.dtype, shape=[len(values[tensor.name])])
@@ -106,27 +121,56 @@ def read_piece(response: ModelInferResponse, call: CallFacts) -> Received:
             )
         except ValueError as error:
             raise _mismatch(call, f"output {output.name!r} cannot be read: {error}") from error
-    missing = [name for name in known if name not in found]
+    missing = [tensor.name for tensor in tensors.PIECE if not tensor.optional and tensor.name not in found]
     if missing:
         raise _mismatch(call, f"the answer has no output {', '.join(missing)}")
     for tensor in tensors.PIECE:
-        if tensor.dims == (1,) and len(found[tensor.name]) != 1:
+        if tensor.dims == (1,) and len(found.get(tensor.name, "1")) != 1:
             raise _mismatch(call, f"output {tensor.name!r} has {len(found[tensor.name])} elements instead of 1")
+
+    def one(tensor: Tensor) -> int:
+        return int(found[tensor.name][0]) if tensor.name in found else 0
 
     def text_of(tensor: Tensor) -> str:
         try:
-            text: str = found[tensor.name][0].decode()
+            text: str = found[tensor.name][0].decode() if tensor.name in found else ""
         except UnicodeDecodeError as error:
             raise _mismatch(call, f"output {tensor.name!r} is not UTF-8: {error}") from error
         return text
 
+    def logprobs_of(ids: Sequence[int], own: Tensor, top_ids: Tensor, top: Tensor) -> tuple[TokenLogprob, ...]:
+        values = found.get(own.name, [])
+        likeliest, theirs = found.get(top_ids.name, []), found.get(top.name, [])
+        if not values:
+            return ()
+        width, rest = divmod(len(likeliest), len(values))
+        if len(values) != len(ids) or len(likeliest) != len(theirs) or rest:
+            found_sizes = f"{len(values)}, {len(likeliest)} and {len(theirs)} elements"
+            raise _mismatch(
+                call, f"outputs {own.name}, {top_ids.name} and {top.name} have {found_sizes} for {len(ids)} tokens"
+            )
+        alternatives = list(zip(likeliest, theirs, strict=True))
+        return tuple(
+            TokenLogprob(token, logprob, tuple(alternatives[i * width : (i + 1) * width]))
+            for i, (token, logprob) in enumerate(zip(ids, values, strict=True))
+        )
+
+    token_ids = tuple(found[tensors.TOKEN_IDS.name])
     return Received(
         text=text_of(tensors.TEXT),
-        token_ids=tuple(found[tensors.TOKEN_IDS.name]),
+        token_ids=token_ids,
         finish_reason=text_of(tensors.FINISH_REASON),
         error_code=text_of(tensors.ERROR_CODE),
         error_message=text_of(tensors.ERROR_MESSAGE),
-        usage=Usage(found[tensors.PROMPT_TOKENS.name][0], found[tensors.COMPLETION_TOKENS.name][0]),
+        usage=Usage(one(tensors.PROMPT_TOKENS), one(tensors.COMPLETION_TOKENS), one(tensors.CACHED_TOKENS)),
+        index=one(tensors.INDEX),
+        logprobs=logprobs_of(token_ids, tensors.TOKEN_LOGPROBS, tensors.TOP_LOGPROB_IDS, tensors.TOP_LOGPROBS),
+        prompt_logprobs=logprobs_of(
+            found.get(tensors.PROMPT_TOKEN_IDS.name, [])[1:],
+            tensors.PROMPT_TOKEN_LOGPROBS,
+            tensors.PROMPT_TOP_LOGPROB_IDS,
+            tensors.PROMPT_TOP_LOGPROBS,
+        ),
     )
 
 

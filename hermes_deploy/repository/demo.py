@@ -27,13 +27,13 @@ def demo_config() -> EngineConfig:
     )
     return EngineConfig(
         model="smollm2",
-        family=FAMILIES["chatml"].name,
+        family=FAMILIES["smollm2"].name,
         targets=(target,),
         max_context=recipe.max_context,
         max_slots=recipe.max_slots,
         vocab_size=49152,
         stop_ids=(2, 0),
-        sampling=sampling_defaults({}, "chatml"),
+        sampling=sampling_defaults({}, "smollm2"),
     )
 
 

@@ -23,12 +23,18 @@ class _Frozen(BaseModel):
 
 
 class SamplingDefaults(_Frozen):
-    """What a request gets that does not say. Bounds as in protocol/tensors.py."""
+    """What a request gets that does not say. Bounds as in protocol/tensors.py.
+
+    An artifact of before there were some of them has them off.
+    """
 
     max_tokens: int = Field(default=256, ge=1)
     temperature: float = Field(default=0.0, ge=0, le=100)
     top_k: int = Field(default=0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
+    min_p: float = Field(default=0.0, ge=0, le=1)
+    typical_p: float = Field(default=1.0, gt=0, le=1)
+    repetition_penalty: float = Field(default=1.0, gt=0, le=10)
 
 
 class EngineTarget(_Frozen):
@@ -92,14 +98,14 @@ class EngineConfig(_Frozen):
 def sampling_defaults(generation: Mapping[str, float], family: str) -> SamplingDefaults:
     """From the checkpoint's generation_config; what it does not say comes from its family.
 
-    `generation`: keys of Checkpoint.generation; others than temperature, top_k, top_p are not sampling.
+    `generation`: keys of Checkpoint.generation. A checkpoint that says greedy (do_sample = false is temperature 0)
+    is greedy: nothing of its family's is added.
     """
+    if generation.get("temperature") == 0:
+        return SamplingDefaults.model_validate({"temperature": 0.0, **generation})
     record = FAMILIES[family]
-    return SamplingDefaults(
-        temperature=float(generation.get("temperature", record.temperature)),
-        top_k=int(generation.get("top_k", 0)),
-        top_p=float(generation.get("top_p", record.top_p)),
-    )
+    published = {key: getattr(record, key) for key in SamplingDefaults.model_fields if key != "max_tokens"}
+    return SamplingDefaults.model_validate({**published, **generation})
 
 
 def write_engine_config(folder: Path, config: EngineConfig) -> None:

@@ -5,35 +5,52 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hermes_deploy.chat import ChatTokenizer, StopText
-from hermes_deploy.runtime.stream import Delta
+from hermes_deploy.runtime.stream import Delta, Generation
 from hermes_deploy.serving.tensor_io import Piece
 
 
 class Answer:
-    """Turns each `Delta` of the token loop into the `Piece` that the caller gets."""
+    """Turns each `Delta` of the token loop into the `Piece` that the caller gets.
 
-    def __init__(self, tokenizer: ChatTokenizer, prompt_tokens: int, stop_texts: Sequence[str]) -> None:
+    A stop text counts only in what comes after the first `min_tokens` tokens.
+    """
+
+    def __init__(self, tokenizer: ChatTokenizer, asked: Generation, stop_texts: Sequence[str]) -> None:
         self._detokenizer = tokenizer.detokenizer()
         self._stop = StopText(stop_texts)
-        self._prompt_tokens = prompt_tokens
+        self._asked = asked
         self._completion_tokens = 0
+        self._begun = False
 
     def piece(self, delta: Delta) -> Piece:
         """The piece for `delta`. One with a finish_reason is the last: a stop text ends the answer early."""
-        self._completion_tokens += len(delta.token_ids)
         finish: str = delta.finish or ""
-        text, stopped = self._stop.push(self._detokenizer.push(delta.token_ids))
+        text, stopped = self._read(delta.token_ids)
         if finish and not stopped:
             rest, stopped = self._stop.push(self._detokenizer.flush())
             text += rest + self._stop.flush()
         if stopped and finish != "error":
             finish = "stop"
+        first, self._begun = not self._begun, True
         return Piece(
             text=text,
             token_ids=delta.token_ids,
-            prompt_tokens=self._prompt_tokens,
+            prompt_tokens=len(self._asked.prompt),
             completion_tokens=self._completion_tokens,
             finish_reason=finish,
             error_code=delta.error.code if delta.error else "",
             error_message=str(delta.error) if delta.error else "",
+            index=self._asked.index,
+            cached_tokens=delta.reused_tokens if first else 0,
+            logprobs=delta.logprobs,
+            prompt_token_ids=tuple(self._asked.prompt.tolist()) if delta.prompt_logprobs else (),
+            prompt_logprobs=delta.prompt_logprobs,
         )
+
+    def _read(self, token_ids: tuple[int, ...]) -> tuple[str, bool]:
+        """(text that may be shown of these tokens, whether a stop text ended the answer)."""
+        exempt = max(0, self._asked.min_tokens - self._completion_tokens)
+        self._completion_tokens += len(token_ids)
+        free = self._detokenizer.push(token_ids[:exempt]) if exempt else ""
+        text, stopped = self._stop.push(self._detokenizer.push(token_ids[exempt:]))
+        return free + text, stopped

@@ -1,15 +1,17 @@
 """What `hermes_engine` runs: both doors, one token loop, text and ids on every piece.
 
 Requests are answered by a thread each, bounded by slots + queue; the loop refuses what is over.
-A failure before the first piece is an error of the request; after it, it travels in the piece.
+The n answers to one prompt come on one response stream, which ends with the last of them; a stop
+text ends only its own. A failure before the first piece is an error of the request; after it, it
+travels in the piece. It ends all n: an answer that its caller cannot count on is none.
 """
 
 from __future__ import annotations
 
 import json
 import traceback
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from hermes_deploy.chat import ChatTokenizer
 from hermes_deploy.errors import RequestError
 from hermes_deploy.repository.engine_config import EngineConfig, read_engine_config
 from hermes_deploy.repository.triton_parameters import MAX_CONTEXT, MAX_SLOTS, TARGET
-from hermes_deploy.runtime.stream import TokenStream
+from hermes_deploy.runtime.stream import TokenStream, take_any
 from hermes_deploy.runtime.token_loop import TokenLoop
 from hermes_deploy.serving.answer import Answer
 from hermes_deploy.serving.chat_requests import read_request
@@ -40,6 +42,7 @@ class EngineModel:
         self._stop_ids = frozenset(config.stop_ids)
         self._tokenizer = tokenizer
         self._loop = loop
+        self._slots = slots
         # one more than the loop takes: there is always a thread that can tell a caller to come back later
         self._threads = ThreadPoolExecutor(slots + QUEUE_LIMIT + 1, thread_name_prefix="answer")
 
@@ -66,13 +69,16 @@ class EngineModel:
     def _answer(self, request: Any, sender: Any) -> None:
         reply = _Reply(self._triton, sender)
         try:
-            asked = read_request(self._triton, request, self._tokenizer, self._config.sampling, self._stop_ids)
-            answer = Answer(self._tokenizer, len(asked.generation.prompt), asked.stop_texts)
-            stream = self._loop.submit(asked.generation)
+            asked = read_request(
+                self._triton, request, self._tokenizer, self._config.sampling, self._stop_ids, self._slots
+            )
+            answers = [Answer(self._tokenizer, one, asked.stop_texts) for one in asked.generations]
+            streams = self._loop.submit_all(asked.generations)
             try:
-                reply.send_pieces(stream, answer)
+                reply.send_pieces(streams, answers)
             finally:
-                stream.cancel()
+                for stream in streams:
+                    stream.cancel()
         except RequestError as error:
             reply.fail(error)
         except Exception as error:  # this thread is all that answers the caller, who would wait forever
@@ -87,34 +93,56 @@ class _Reply:
         self._triton = pb_utils
         self._sender = sender
         self._sent: Piece | None = None
+        self._ended = False
 
-    def send_pieces(self, stream: TokenStream, answer: Answer) -> None:
-        """Until the last piece. Raises RequestError for a failure before the first."""
-        while True:
-            delta = stream.take(CANCEL_POLL)
+    def send_pieces(self, streams: Sequence[TokenStream], answers: Sequence[Answer]) -> None:
+        """Until the last piece of the last answer. Raises RequestError for a failure before the first piece."""
+        open_answers = list(zip(streams, answers, strict=True))
+        while open_answers:
+            taken = take_any([stream for stream, _ in open_answers], CANCEL_POLL)
             if self._sender.is_cancelled():
-                stream.cancel()
-            if delta is None:
+                for stream, _ in open_answers:
+                    stream.cancel()
+            if taken is None:
                 continue
+            at, delta = taken
             if delta.error is not None and self._sent is None:
                 raise delta.error
+            stream, answer = open_answers.pop(at)
             piece = answer.piece(delta)
-            self._send(piece)
             if piece.finish_reason:
-                return
+                stream.cancel()  # a stop text that the loop does not know of
+            else:
+                # to the end: while this one has more, the others have their turn
+                open_answers.append((stream, answer))
+            if piece.finish_reason == "error":
+                open_answers.clear()
+            self._send(piece, final=not open_answers)
 
     def fail(self, error: RequestError) -> None:
         final = self._triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL
         if self._sent is None:
             self._sender.send(error_response(self._triton, error), flags=final)
-        elif not self._sent.finish_reason:
-            failed = replace(self._sent, text="", token_ids=(), finish_reason="error")
-            self._send(replace(failed, error_code=error.code, error_message=str(error)))
+        elif not self._ended:
+            last = self._sent
+            self._send(
+                Piece(
+                    "",
+                    (),
+                    last.prompt_tokens,
+                    last.completion_tokens,
+                    finish_reason="error",
+                    error_code=error.code,
+                    error_message=str(error),
+                    index=last.index,
+                ),
+                final=True,
+            )
 
-    def _send(self, piece: Piece) -> None:
-        last = self._triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL if piece.finish_reason else 0
-        self._sender.send(piece_response(self._triton, piece), flags=last)
-        self._sent = piece
+    def _send(self, piece: Piece, *, final: bool) -> None:
+        flags = self._triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0
+        self._sender.send(piece_response(self._triton, piece), flags=flags)
+        self._sent, self._ended = piece, final
 
 
 def _internal(error: Exception) -> RequestError:

@@ -1,6 +1,7 @@
 """What `chatml_postprocess` runs: renders the span of text that the engine released. No state.
 
-The engine owns the detokenizer, stop text and hold-back, so a piece is passed on as it came.
+The engine owns the detokenizer, stop text and hold-back, so a piece is passed on as it came: what
+is optional in it may be missing.
 """
 
 from __future__ import annotations
@@ -19,4 +20,6 @@ class Postprocess:
 
     def _render(self, request: Any) -> Any:
         given = (self._triton.get_input_tensor_by_name(request, tensor.name) for tensor in PIECE)
-        return self._triton.InferenceResponse([self._triton.Tensor(t.name(), t.as_numpy()) for t in given])
+        return self._triton.InferenceResponse(
+            [self._triton.Tensor(t.name(), t.as_numpy()) for t in given if t is not None]
+        )

@@ -13,20 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from hermes_deploy.errors import RequestError
+from hermes_deploy.protocol import tensors
 from hermes_deploy.protocol.failures import failure_text
-from hermes_deploy.protocol.tensors import (
-    COMPLETION_TOKENS,
-    ERROR_CODE,
-    ERROR_MESSAGE,
-    FINISH_REASON,
-    PROMPT_TOKENS,
-    TEXT,
-    TOKEN_IDS,
-    Tensor,
-)
+from hermes_deploy.protocol.tensors import Tensor
+from hermes_deploy.runtime.sampling import TokenLogprobs
 
 _NUMPY: dict[str, Any] = {
     "BYTES": np.object_,
+    "BOOL": np.bool_,
     "INT32": np.int32,
     "INT64": np.int64,
     "UINT64": np.uint64,
@@ -45,7 +39,11 @@ _TRITON_CODES = {
 
 @dataclass(frozen=True)
 class Piece:
-    """One response of the engine; fields as in protocol/tensors.py."""
+    """One response of the engine; fields as in protocol/tensors.py.
+
+    `logprobs`: one for each of `token_ids`, or none. `prompt_logprobs`: one for each of `prompt_token_ids` but
+    the first, or none.
+    """
 
     text: str
     token_ids: tuple[int, ...]
@@ -54,6 +52,11 @@ class Piece:
     finish_reason: str = ""
     error_code: str = ""
     error_message: str = ""
+    index: int = 0
+    cached_tokens: int = 0
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_token_ids: tuple[int, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 def read(pb_utils: Any, request: Any, tensor: Tensor) -> npt.NDArray[Any] | None:
@@ -78,19 +81,59 @@ def read_one(pb_utils: Any, request: Any, tensor: Tensor) -> Any:
     return None if array is None else array.item()
 
 
+def read_text(pb_utils: Any, request: Any, tensor: Tensor) -> str | None:
+    """The only text of a [1] tensor, or None where it is not given."""
+    texts = read_texts(pb_utils, request, tensor)
+    return texts[0] if texts else None
+
+
+def read_texts(pb_utils: Any, request: Any, tensor: Tensor) -> tuple[str, ...]:
+    """The texts of a BYTES tensor; none where it is not given."""
+    array = read(pb_utils, request, tensor)
+    try:
+        return () if array is None else tuple(text.decode() for text in array.tolist())
+    except UnicodeDecodeError as error:
+        raise RequestError(f"a text of input {tensor.name} is not UTF-8: {error}") from None
+
+
 def piece_response(pb_utils: Any, piece: Piece) -> Any:
-    """An InferenceResponse with every tensor of the PIECE table."""
-    return pb_utils.InferenceResponse(
-        [
-            _tensor(pb_utils, TEXT, [piece.text.encode()]),
-            _tensor(pb_utils, TOKEN_IDS, piece.token_ids),
-            _tensor(pb_utils, FINISH_REASON, [piece.finish_reason.encode()]),
-            _tensor(pb_utils, ERROR_CODE, [piece.error_code.encode()]),
-            _tensor(pb_utils, ERROR_MESSAGE, [piece.error_message.encode()]),
-            _tensor(pb_utils, PROMPT_TOKENS, [piece.prompt_tokens]),
-            _tensor(pb_utils, COMPLETION_TOKENS, [piece.completion_tokens]),
-        ]
-    )
+    """An InferenceResponse with the tensors of the PIECE table; optional ones where they say something."""
+    values: list[tuple[Tensor, Any]] = [
+        (tensors.TEXT, [piece.text.encode()]),
+        (tensors.TOKEN_IDS, piece.token_ids),
+        (tensors.FINISH_REASON, [piece.finish_reason.encode()]),
+        (tensors.PROMPT_TOKENS, [piece.prompt_tokens]),
+        (tensors.COMPLETION_TOKENS, [piece.completion_tokens]),
+    ]
+    if piece.error_code or piece.error_message:
+        values.append((tensors.ERROR_CODE, [piece.error_code.encode()]))
+        values.append((tensors.ERROR_MESSAGE, [piece.error_message.encode()]))
+    if piece.index:
+        values.append((tensors.INDEX, [piece.index]))
+    if piece.cached_tokens:
+        values.append((tensors.CACHED_TOKENS, [piece.cached_tokens]))
+    if piece.logprobs:
+        values += _logprobs(piece.logprobs, tensors.TOKEN_LOGPROBS, tensors.TOP_LOGPROB_IDS, tensors.TOP_LOGPROBS)
+    if piece.prompt_token_ids:
+        values.append((tensors.PROMPT_TOKEN_IDS, piece.prompt_token_ids))
+        values += _logprobs(
+            piece.prompt_logprobs,
+            tensors.PROMPT_TOKEN_LOGPROBS,
+            tensors.PROMPT_TOP_LOGPROB_IDS,
+            tensors.PROMPT_TOP_LOGPROBS,
+        )
+    return pb_utils.InferenceResponse([_tensor(pb_utils, tensor, value) for tensor, value in values])
+
+
+def _logprobs(
+    logprobs: tuple[TokenLogprobs, ...], own: Tensor, top_ids: Tensor, top: Tensor
+) -> list[tuple[Tensor, Any]]:
+    alternatives = [pair for token in logprobs for pair in token.top]
+    return [
+        (own, [token.logprob for token in logprobs]),
+        (top_ids, [token for token, _ in alternatives]),
+        (top, [logprob for _, logprob in alternatives]),
+    ]
 
 
 def error_response(pb_utils: Any, error: RequestError) -> Any:

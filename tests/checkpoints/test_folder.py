@@ -250,9 +250,25 @@ class TestChatSettings:
         (tiny / "tokenizer.json").write_text(json.dumps(data))
         refused(tiny, "no chat template, and no chat token .* base model")
 
+    @pytest.mark.parametrize(
+        ("template", "family"),
+        [
+            # as in the published templates of the 7B v0.3 and of NeMo
+            ('{{- "[INST] " + message["content"] + "[/INST]" }}', "mistral-instruct"),
+            ('{{- "[INST]" + message["content"] + "[/INST]" }}', "mistral-nemo"),
+            (CHATML, "chatml"),
+            ("{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM' }}", "smollm2"),
+        ],
+    )
+    def test_families_with_sampling_of_their_own_are_told_apart_by_their_templates(
+        self, tiny: Path, template: str, family: str
+    ) -> None:
+        (tiny / "chat_template.jinja").write_text(template)
+        assert open_checkpoint(str(tiny)).family == family
+
     def test_a_template_of_no_known_family_is_refused(self, tiny: Path) -> None:
         edit_json(tiny / "tokenizer_config.json", chat_template="{{ messages }}")
-        refused(tiny, "of no known family; families are known by: <|im_start|> ")
+        refused(tiny, r"of no known family; families are known by: named SmolLM \(smollm2\), <\|im_start\|> \(chatml\)")
 
     def test_special_tokens_are_read_as_text_or_object(self, tiny: Path) -> None:
         edit_json(tiny / "tokenizer_config.json", bos_token={"content": "<|endoftext|>", "special": True})

@@ -111,6 +111,7 @@ def test_the_demo_is_described_as_it_is() -> None:
         "dequantized from GGUF Q4_1 (210 of 211 matrices), token_embd.weight Q8_0, norms F32"
     )
     assert (checkpoint.license_id, checkpoint.config.tied_head) == ("Apache-2.0", True)
+    assert checkpoint.family == "smollm2"
     assert "Apache License" in checkpoint.license_text
     assert "2502.02737" in checkpoint.citation
     assert sum(np.prod(tensor.shape) for tensor in checkpoint.tensors.values()) == 134_515_008

@@ -50,12 +50,13 @@ def piece(
         "text": ("BYTES", text_bytes(text if isinstance(text, bytes) else text.encode())),
         "token_ids": ("INT64", struct.pack(f"<{len(ids)}q", *ids)),
         "finish_reason": ("BYTES", text_bytes(finish.encode())),
-        "error_code": ("BYTES", text_bytes(error[0].encode())),
-        "error_message": ("BYTES", text_bytes(error[1].encode())),
         "prompt_tokens": ("INT32", struct.pack("<i", usage[0])),
         "completion_tokens": ("INT32", struct.pack("<i", usage[1])),
         **(more or {}),
     }
+    if error != ("", ""):
+        outputs["error_code"] = ("BYTES", text_bytes(error[0].encode()))
+        outputs["error_message"] = ("BYTES", text_bytes(error[1].encode()))
     outputs.pop(without, None)
     response = ModelInferResponse(model_name="hermes_engine", id=request_id)
     for name, (datatype, raw) in outputs.items():
@@ -70,6 +71,19 @@ def final_only() -> ModelStreamInferResponse:
     response = ModelInferResponse(model_name="hermes_engine")
     response.parameters["triton_final_response"].bool_param = True
     return ModelStreamInferResponse(infer_response=response)
+
+
+def int32(value: int) -> tuple[str, bytes]:
+    """For `more` of `piece`."""
+    return "INT32", struct.pack("<i", value)
+
+
+def int64s(*values: int) -> tuple[str, bytes]:
+    return "INT64", struct.pack(f"<{len(values)}q", *values)
+
+
+def floats(*values: float) -> tuple[str, bytes]:
+    return "FP32", struct.pack(f"<{len(values)}f", *values)
 
 
 def inputs_of(request: ModelInferRequest) -> dict[str, tuple[str, list[int], bytes]]:

@@ -22,7 +22,7 @@ from hermes_deploy.client import (
     ModelNotFound,
 )
 from hermes_deploy.client.errors import CallFacts
-from hermes_deploy.client.records import Sampling
+from hermes_deploy.client.sampling import Sampling
 from hermes_deploy.client.stream import Stream
 from hermes_deploy.client.wire import chat_request, is_final
 from hermes_deploy.protocol import methods

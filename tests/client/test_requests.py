@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hermes_deploy.client import MAX_MESSAGE_BYTES, Client, InvalidRequest, Message, Sampling
+from hermes_deploy.client import MAX_MESSAGE_BYTES, Client, InvalidRequest, Message, Sampling, SamplingOptions
 from hermes_deploy.client.wire import decode, encode
 from hermes_deploy.protocol import tensors
 from tests.client.fake_triton import FakeTriton, inputs_of, messages_of
@@ -53,8 +53,52 @@ def test_every_option_arrives_as_its_tensor(triton: FakeTriton, client: Client) 
     }
 
 
-def test_the_sampling_record_has_exactly_the_tensors_of_the_table() -> None:
-    assert set(Sampling.__dataclass_fields__) == {tensor.name for tensor in tensors.SAMPLING}
+def test_every_tensor_of_the_table_can_be_sent(triton: FakeTriton, client: Client) -> None:
+    client.ask(
+        "?",
+        max_tokens=9,
+        min_tokens=2,
+        temperature=0.5,
+        top_k=40,
+        top_p=0.25,
+        min_p=0.125,
+        typical_p=0.75,
+        repetition_penalty=1.25,
+        presence_penalty=-2,
+        frequency_penalty=2,
+        seed=3,
+        n=1,
+        stop="END",
+        stop_token_ids=[5, 6],
+        ignore_eos=True,
+        bad_words="é",
+        logit_bias={7: -100, 8: 0.5},
+        logprobs=0,
+        prompt_logprobs=20,
+        priority=-1,
+        client="alice",
+        timeout=1.5,
+    )
+    sent = inputs_of(triton.requests[0])
+    assert set(sent) == {"messages"} | {tensor.name for tensor in tensors.SAMPLING}
+    assert sent["ignore_eos"] == ("BOOL", [1], b"\1")
+    assert sent["stop_token_ids"] == ("INT64", [2], struct.pack("<2q", 5, 6))
+    assert sent["bad_words"] == ("BYTES", [1], b"\2\0\0\0\xc3\xa9")
+    assert sent["logit_bias_ids"] == ("INT64", [2], struct.pack("<2q", 7, 8))
+    assert sent["logit_bias_values"] == ("FP32", [2], struct.pack("<2f", -100, 0.5))
+    assert sent["client"] == ("BYTES", [1], b"\5\0\0\0alice")
+    assert sent["logprobs"] == ("INT32", [1], struct.pack("<i", 0))
+    assert sent["timeout_ms"] == ("INT32", [1], struct.pack("<i", 1500))
+
+
+def test_the_options_of_a_call_are_the_fields_of_the_sampling_record() -> None:
+    assert list(SamplingOptions.__annotations__) == list(Sampling.__dataclass_fields__)
+
+
+def test_a_misspelt_option_is_refused(triton: FakeTriton, client: Client) -> None:
+    with pytest.raises(TypeError, match="max_token"):
+        client.ask("?", max_token=5)  # type: ignore[call-arg]
+    assert triton.requests == []
 
 
 @pytest.mark.parametrize(
@@ -78,6 +122,27 @@ def test_the_sampling_record_has_exactly_the_tensors_of_the_table() -> None:
         ({"stop": ["a", 3]}, "stop text is int"),
         ({"stop": 3}, "a text or a list of texts"),
         ({"stop": ["\udc80"]}, "lone surrogate U\\+DC80"),
+        ({"min_tokens": -1}, "from 0 to"),
+        ({"min_p": 1.5}, "from 0, which is off, to 1"),
+        ({"typical_p": 0}, r"in \(0, 1\]"),
+        ({"repetition_penalty": 0}, r"in \(0, 10\]"),
+        ({"repetition_penalty": math.nan}, r"in \(0, 10\]"),
+        ({"presence_penalty": 2.5}, "from -2 to 2"),
+        ({"frequency_penalty": -3}, "from -2 to 2"),
+        ({"n": 0}, "from 1 to"),
+        ({"logprobs": 21}, "from 0 to 20"),
+        ({"prompt_logprobs": -1}, "from 0 to 20"),
+        ({"priority": 101}, "from -100 to 100"),
+        ({"ignore_eos": 1}, "True or False"),
+        ({"client": 5}, "client is int"),
+        ({"bad_words": [" "]}, "bad word is empty"),
+        ({"bad_words": 3}, "a text or a list of texts"),
+        ({"stop_token_ids": 3}, "a list of token ids"),
+        ({"stop_token_ids": "3"}, "a list of token ids"),
+        ({"stop_token_ids": [-1]}, "from 0 to"),
+        ({"logit_bias": [5]}, "a mapping of token id to number"),
+        ({"logit_bias": {5: 101}}, "logit_bias of token 5 is 101; it must be from -100 to 100"),
+        ({"logit_bias": {"5": 1}}, "whole number"),
         ({"system": "\ud83d"}, "lone surrogate U\\+D83D"),
         ({"door": "back"}, "doors are: chat, ensemble"),
         ({"timeout": 0}, "more than 0"),
@@ -139,6 +204,7 @@ def test_a_closed_client_says_so(triton: FakeTriton) -> None:
     ("dtype", "values"),
     [
         ("BYTES", [b"", b"abc", "é".encode()]),
+        ("BOOL", [True, False]),
         ("INT32", [-(2**31), 2**31 - 1]),
         ("INT64", [-(2**63), 2**63 - 1]),
         ("UINT64", [0, 2**64 - 1]),

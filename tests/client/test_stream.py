@@ -12,8 +12,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hermes_deploy.client import AnswerCut, Cancelled, Client, Piece, Usage
-from tests.client.fake_triton import FakeTriton, final_only, piece
+from hermes_deploy.client import (
+    AnswerCut,
+    Cancelled,
+    Client,
+    Piece,
+    ProtocolMismatch,
+    ServerFailed,
+    TokenLogprob,
+    Usage,
+)
+from tests.client.fake_triton import FakeTriton, final_only, floats, int32, int64s, piece
 
 
 def test_pieces_come_in_order_and_make_the_answer(triton: FakeTriton, client: Client) -> None:
@@ -122,6 +131,103 @@ def test_tokens_without_text_are_told_with_the_text_that_they_become(triton: Fak
     )
     with client.stream("?") as stream:
         assert [(p.text, p.token_ids) for p in stream] == [("a", (1,)), ("é", (2, 3, 4))]
+
+
+def test_several_answers_come_mixed_and_are_told_apart_by_their_index(triton: FakeTriton, client: Client) -> None:
+    one = {"index": int32(1)}
+    triton.script = lambda _r, _c: iter(
+        (
+            piece("a", ids=(1,), usage=(9, 1), more={"cached_tokens": int32(4)}),
+            piece("x", ids=(7,), usage=(9, 1), more={**one, "cached_tokens": int32(8)}),
+            piece("", ids=(8,), usage=(9, 2), more=one),  # half a character of the second, while the first goes on
+            piece("b", "stop", ids=(2,), usage=(9, 2)),
+            piece("é", ids=(9,), usage=(9, 3), more=one),
+            piece("", "length", ids=(), usage=(9, 3), more=one, final=True),
+        )
+    )
+    with client.stream("?", n=2) as stream:
+        pieces = [(p.index, p.text, p.token_ids, p.finish_reason) for p in stream]
+        answer = stream.result()
+    assert pieces == [
+        (0, "a", (1,), None),
+        (1, "x", (7,), None),
+        (0, "b", (2,), "stop"),
+        (1, "é", (8, 9), None),
+        (1, "", (), "length"),
+    ]
+    assert [(c.index, c.text, c.finish_reason, c.token_ids) for c in answer.choices] == [
+        (0, "ab", "stop", (1, 2)),
+        (1, "xé", "length", (7, 8, 9)),
+    ]
+    assert (answer.text, answer.finish_reason) == ("ab", "stop")
+    # the prompt was read once, with four tokens of it in the cache; both answers were generated
+    assert answer.usage == Usage(9, 5, 4)
+
+
+def test_an_end_before_the_last_of_several_answers_is_an_error(triton: FakeTriton, client: Client) -> None:
+    triton.script = lambda _r, _c: iter((piece("a", "stop", final=True),))
+    with pytest.raises(AnswerCut) as caught:
+        client.ask("?", n=2)
+    assert caught.value.partial_text == "a"
+
+
+def test_a_failure_of_one_of_several_answers_fails_the_call(triton: FakeTriton, client: Client) -> None:
+    broken = piece("", "error", error=("INTERNAL", "NaN"), more={"index": int32(1)}, final=True)
+    triton.script = lambda _r, _c: iter((piece("half"), broken))
+    with pytest.raises(ServerFailed, match="NaN") as caught:
+        client.ask("?", n=2)
+    assert caught.value.partial_text == "half"
+
+
+def test_an_answer_that_nobody_asked_for_is_refused(triton: FakeTriton, client: Client) -> None:
+    triton.script = lambda _r, _c: iter((piece("a", more={"index": int32(1)}),))
+    with pytest.raises(ProtocolMismatch, match="answer 1 came, and 1 were asked for"):
+        client.ask("?")
+
+
+def test_log_probabilities_come_with_the_tokens_that_they_are_of(triton: FakeTriton, client: Client) -> None:
+    prompt = {
+        "prompt_token_ids": int64s(1, 2, 3),
+        "prompt_token_logprobs": floats(-1, -2),
+        "prompt_top_logprob_ids": int64s(),
+        "prompt_top_logprobs": floats(),
+    }
+    first = {
+        "token_logprobs": floats(-0.5, -0.25),
+        "top_logprob_ids": int64s(10, 11, 20, 21),
+        "top_logprobs": floats(-0.5, -1.5, -0.25, -2.5),
+    }
+    second = {"token_logprobs": floats(-4), "top_logprob_ids": int64s(30, 31), "top_logprobs": floats(-1, -2)}
+    triton.script = lambda _r, _c: iter(
+        (piece("", ids=(10, 20), more={**first, **prompt}), piece("é", "stop", ids=(32,), more=second, final=True))
+    )
+    with client.stream("?", logprobs=2, prompt_logprobs=0) as stream:
+        (only,) = list(stream)
+        answer = stream.result()
+    assert only.logprobs == answer.logprobs
+    assert answer.logprobs == (
+        TokenLogprob(10, -0.5, ((10, -0.5), (11, -1.5))),
+        TokenLogprob(20, -0.25, ((20, -0.25), (21, -2.5))),
+        TokenLogprob(32, -4.0, ((30, -1.0), (31, -2.0))),
+    )
+    # the first token of a prompt follows nothing
+    assert only.prompt_logprobs == answer.prompt_logprobs == (TokenLogprob(2, -1.0), TokenLogprob(3, -2.0))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"token_logprobs": floats(-1, -2)},
+        {"token_logprobs": floats(-1), "top_logprob_ids": int64s(1, 2), "top_logprobs": floats(-1)},
+    ],
+    ids=["two for one token", "an id without a number"],
+)
+def test_log_probabilities_that_do_not_fit_the_tokens_are_refused(
+    triton: FakeTriton, client: Client, more: dict[str, tuple[str, bytes]]
+) -> None:
+    triton.script = lambda _r, _c: iter((piece("a", "stop", ids=(7,), more=more, final=True),))
+    with pytest.raises(ProtocolMismatch, match="for 1 tokens"):
+        client.ask("?")
 
 
 def test_leaving_a_stream_early_cancels_it_on_the_server(triton: FakeTriton, client: Client) -> None:

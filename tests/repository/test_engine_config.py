@@ -13,6 +13,7 @@ from hermes_deploy.repository.demo import demo_config
 from hermes_deploy.repository.engine_config import (
     ENGINE_CONFIG,
     EngineTarget,
+    SamplingDefaults,
     read_engine_config,
     sampling_defaults,
     write_engine_config,
@@ -59,6 +60,33 @@ def test_an_unknown_target_is_refused_with_those_that_are_there() -> None:
 
 
 def test_the_checkpoints_own_sampling_wins_over_its_familys() -> None:
-    assert sampling_defaults({}, "chatml").temperature == 0.7
-    own = sampling_defaults({"temperature": 0.2, "top_k": 40, "repetition_penalty": 1.1}, "chatml")
-    assert (own.temperature, own.top_k, own.top_p) == (0.2, 40, 0.95)
+    assert sampling_defaults({}, "chatml") == SamplingDefaults(temperature=0.8, repetition_penalty=1.1)
+    own = sampling_defaults({"temperature": 0.2, "top_k": 40, "min_p": 0.05, "typical_p": 0.9}, "chatml")
+    assert own == SamplingDefaults(temperature=0.2, top_k=40, min_p=0.05, typical_p=0.9, repetition_penalty=1.1)
+
+
+def test_a_checkpoint_that_says_greedy_gets_nothing_of_its_family() -> None:
+    assert sampling_defaults({"temperature": 0.0}, "zephyr") == SamplingDefaults()
+
+
+@pytest.mark.parametrize(
+    ("family", "published"),
+    [
+        ("smollm2", {"temperature": 0.2, "top_p": 0.9}),
+        ("chatml", {"temperature": 0.8, "repetition_penalty": 1.1}),
+        ("mistral-nemo", {"temperature": 0.3}),
+        ("mistral-instruct", {"temperature": 0.7}),
+        ("zephyr", {"temperature": 0.7, "top_k": 50, "top_p": 0.95}),
+    ],
+)
+def test_each_family_has_what_its_model_card_recommends(family: str, published: dict[str, float]) -> None:
+    assert sampling_defaults({}, family) == SamplingDefaults.model_validate(published)
+
+
+def test_an_artifact_of_before_has_the_new_defaults_off(tmp_path: Path) -> None:
+    data = json.loads(demo_config().model_dump_json())
+    for name in ("min_p", "typical_p", "repetition_penalty"):
+        del data["sampling"][name]
+    (tmp_path / ENGINE_CONFIG).write_text(json.dumps(data))
+    sampling = read_engine_config(tmp_path).sampling
+    assert (sampling.min_p, sampling.typical_p, sampling.repetition_penalty) == (0.0, 1.0, 1.0)

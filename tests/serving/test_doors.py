@@ -93,8 +93,8 @@ def text(value: bytes) -> npt.NDArray[Any]:
 def test_both_doors_stream_the_same_answer(client: Client) -> None:
     answers = {door: client.ask("hello", door=door, max_tokens=40, temperature=0.0) for door in DOORS}
     assert answers["chat"].text == answers["ensemble"].text != ""
-    assert answers["chat"].usage == answers["ensemble"].usage
-    assert answers["chat"].usage.completion_tokens == 40
+    assert answers["chat"].usage.prompt_tokens == answers["ensemble"].usage.prompt_tokens
+    assert answers["chat"].usage.completion_tokens == answers["ensemble"].usage.completion_tokens == 40
     assert answers["chat"].finish_reason == "length"
 
 
@@ -211,10 +211,11 @@ def test_sampling_values_out_of_range_are_refused(server: Server) -> None:
             assert f"{name} is {value}" in events[0]["error"]
 
 
-def test_a_stop_text_that_is_not_utf_8_is_refused(raw: triton.InferenceServerClient) -> None:
+def test_a_text_that_is_not_utf_8_is_refused(raw: triton.InferenceServerClient) -> None:
     messages = text(json.dumps(CHAT).encode())
-    code, message = failure(raw, ENGINE, messages=messages, stop=text(b"\xff"))
-    assert (code, "stop text is not UTF-8" in message) == ("INVALID_ARGUMENT", True)
+    for name in ("stop", "bad_words", "client"):
+        code, message = failure(raw, ENGINE, messages=messages, **{name: text(b"\xff")})
+        assert (code, f"a text of input {name} is not UTF-8" in message) == ("INVALID_ARGUMENT", True)
 
 
 def test_a_tensor_of_another_dtype_or_shape_is_refused(raw: triton.InferenceServerClient) -> None:
