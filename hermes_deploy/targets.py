@@ -16,6 +16,7 @@ from hermes_deploy.errors import TargetError
 Engine = Literal["onnxruntime", "tensorrt"]
 Dialect = Literal["ort", "portable"]
 Activation = Literal["fp32", "fp16"]
+Cache = Literal["fp32", "fp16", "int8"]
 Precision = Literal["fp32", "fp16", "int4", "int8", "fp8", "w4a8", "nvfp4"]
 Flavour = Literal["tensorrt_rtx", "tensorrt"]
 
@@ -25,7 +26,8 @@ class Target:
     """`block_sizes`: INT4 block sizes along K, in order of preference; the first that divides is used.
 
     `flavours`: TensorRT packages that can build for this target, in order of preference; empty for
-    ONNX Runtime. `needs_gpu`: the build itself must run on such a GPU.
+    ONNX Runtime. `needs_gpu`: the build itself must run on such a GPU. `no_int8_cache`: why it cannot
+    keep keys and values in 8 bits, in words; None when it can.
     """
 
     name: str
@@ -38,6 +40,12 @@ class Target:
     compute_capability: tuple[int, int] | None = None
     flavours: tuple[Flavour, ...] = ()
     needs_gpu: bool = False
+    no_int8_cache: str | None = None
+
+    @property
+    def caches(self) -> tuple[Cache, ...]:
+        """What keys and values may be kept in."""
+        return (self.activation,) if self.no_int8_cache else (self.activation, "int8")
 
     @property
     def heads(self) -> tuple[Literal["fp32", "fp16", "int4", "int8"], ...]:
@@ -63,6 +71,7 @@ def _tensorrt(
         compute_capability=capability,
         flavours=("tensorrt_rtx", "tensorrt") if rtx else ("tensorrt",),
         needs_gpu=not rtx,
+        no_int8_cache="TensorRT's KVCacheUpdate takes no cache in 8 bits",
     )
 
 
@@ -86,6 +95,7 @@ TARGETS: dict[str, Target] = {
             activation="fp16",
             precisions=("fp16", "int4"),
             block_sizes=(32, 64, 128),
+            no_int8_cache="the gate runs on a CPU, whose kernel for 8 bits is another one, and no GPU has run it",
         ),
         _tensorrt("sm80", "A100, A30", (8, 0), _EVERY_GPU),
         _tensorrt("sm86", "A10, A40, RTX 30 series", (8, 6), _EVERY_GPU),

@@ -26,7 +26,8 @@ def build(
     recipe: Annotated[
         str,
         typer.Option(
-            help="By name: int4-awq, int4-rtn, int8-sq, fp8, w4a8, nvfp4, fp16, fp32; or the path of a .yaml file."
+            help="By name: int4-awq, int4-awq-kv8, int4-rtn, int8-sq, fp8, w4a8, nvfp4, fp16, fp32; or the path of a "
+            ".yaml file."
         ),
     ] = "int4-awq",
     target: Annotated[
@@ -141,6 +142,10 @@ def _plan_text(plan: PlanReport) -> str:
         f"memory at most {gigabytes(need.memory)}, free {gigabytes(plan.free_memory)}",
         f"disk for the cache {gigabytes(need.cache)}, free {gigabytes(plan.free_cache)}",
         f"disk for the artifact {gigabytes(need.artifact)}, free {gigabytes(plan.free_output)}",
+        *(
+            f"keys and values of a server with full slots, {name}: {gigabytes(size)}"
+            for name, size in need.caches.items()
+        ),
         *(f"it does not fit: {problem}" for problem in plan.problems),
     ]
     return "\n".join(lines)

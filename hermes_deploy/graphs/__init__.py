@@ -8,6 +8,14 @@ All of it is pure but `saving`, which writes files. Inputs and outputs of the gr
 
 from hermes_deploy.graphs.decoder import build_decoder
 from hermes_deploy.graphs.saving import save_model
-from hermes_deploy.graphs.spec import ATTRIBUTE_LINEAR, GraphSpec, cache_names, linear_names
+from hermes_deploy.graphs.spec import ATTENTION_SCALES, ATTRIBUTE_LINEAR, GraphSpec, cache_names, linear_names
 
-__all__ = ["ATTRIBUTE_LINEAR", "GraphSpec", "build_decoder", "cache_names", "linear_names", "save_model"]
+__all__ = [
+    "ATTENTION_SCALES",
+    "ATTRIBUTE_LINEAR",
+    "GraphSpec",
+    "build_decoder",
+    "cache_names",
+    "linear_names",
+    "save_model",
+]

@@ -1,7 +1,8 @@
 """Grouped-query attention over a cache that is written in place, in both dialects. Pure.
 
 `Steps` holds what all layers share: positions, rotary tables, and the mask (portable) or the
-lengths (ort). x is `[B, S, hidden]`; caches are `[B, kv_heads, max_context, head_dim]`.
+lengths (ort). x is `[B, S, hidden]`; caches are `[B, kv_heads, max_context, head_dim]`, with ort also in
+int8: the kernel codes each token when it writes it, and every query meets what the codes say.
 
 The portable form uses no `is_causal`, `nonpad_kv_seqlen` or attention past: TensorRT refuses or
 ignores them. The mask makes -inf inside the graph, which TensorRT turns into block skipping. It
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -70,22 +72,28 @@ def attention(b: GraphBuilder, x: ir.Value, layer: int, shared: Steps) -> ir.Val
     # ONNX Runtime takes a shorter cache than the graph was built for; TensorRT wants the length fixed
     length = b.spec.max_context if b.portable else "context"
     shape: list[int | str] = ["batch", config.kv_heads, length, config.head_dim]
-    past_key = b.input(f"past_key_{layer}", b.dtype, shape)
-    past_value = b.input(f"past_value_{layer}", b.dtype, shape)
+    past_key = b.input(f"past_key_{layer}", b.cache_dtype, shape)
+    past_value = b.input(f"past_value_{layer}", b.cache_dtype, shape)
     if isinstance(shared, PortableSteps):
         mixed, key, value = _portable(b, name, qkv, past_key, past_value, shared)
     else:
-        mixed, key, value = _ort(b, name, qkv, past_key, past_value, shared)
-    b.output(key, f"present_key_{layer}", b.dtype, shape)
-    b.output(value, f"present_value_{layer}", b.dtype, shape)
+        mixed, key, value = _ort(b, layer, qkv, past_key, past_value, shared)
+    b.output(key, f"present_key_{layer}", b.cache_dtype, shape)
+    b.output(value, f"present_value_{layer}", b.cache_dtype, shape)
     return b.linear(f"{name}.o", mixed, query_size, [(f"{source}.o_proj.weight", config.hidden_size)])
 
 
 def _ort(
-    b: GraphBuilder, name: str, qkv: ir.Value, past_key: ir.Value, past_value: ir.Value, shared: OrtSteps
+    b: GraphBuilder, layer: int, qkv: ir.Value, past_key: ir.Value, past_value: ir.Value, shared: OrtSteps
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
     config = b.config
-    node = f"{name}.attention"
+    node = f"layers.{layer}.attention"
+    scales: list[ir.Value | None] = []
+    coded: dict[str, Any] = {}
+    if b.spec.cache == "int8":
+        # position_ids, attention_bias and head_sink stand before the scales and are not used
+        scales = [None, None, None, b.cache_scale(layer, "key"), b.cache_scale(layer, "value")]
+        coded = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
     mixed, key, value = b.op_outputs(
         "GroupQueryAttention",
         node,
@@ -99,12 +107,14 @@ def _ort(
         shared.total,
         shared.cos,
         shared.sin,
+        *scales,
         domain=MICROSOFT,
         num_heads=config.heads,
         kv_num_heads=config.kv_heads,
         do_rotary=1,
         scale=1.0 / math.sqrt(config.head_dim),
         local_window_size=config.sliding_window or -1,
+        **coded,
     )
     return mixed, key, value
 

@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from hermes_deploy.checkpoints.checkpoint import LazyTensor
+from hermes_deploy.errors import GraphError
 from hermes_deploy.graphs.spec import ATTRIBUTE_LINEAR, GraphSpec
 from hermes_deploy.graphs.weights import ONNX_DTYPES, Source, linear_weight, plain_weight
 
@@ -22,10 +24,16 @@ MICROSOFT = "com.microsoft"
 class GraphBuilder:
     """Collects what components emit. `spec` and `source` are what every component needs to read."""
 
-    def __init__(self, spec: GraphSpec, tensors: Mapping[str, LazyTensor]) -> None:
+    def __init__(
+        self,
+        spec: GraphSpec,
+        tensors: Mapping[str, LazyTensor],
+        cache_scales: Mapping[str, npt.NDArray[np.float32]] | None = None,
+    ) -> None:
         self.spec = spec
         self.config = spec.config
         self.source = Source(tensors)
+        self._cache_scales = cache_scales or {}
         self.nodes: list[ir.Node] = []
         self.inputs: list[ir.Value] = []
         self.outputs: list[ir.Value] = []
@@ -37,8 +45,12 @@ class GraphBuilder:
 
     @property
     def dtype(self) -> ir.DataType:
-        """dtype of activations, cache and plain weights."""
+        """dtype of activations and plain weights."""
         return ONNX_DTYPES[self.spec.activation]
+
+    @property
+    def cache_dtype(self) -> ir.DataType:
+        return ONNX_DTYPES[self.spec.cache]
 
     def input(self, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
         value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
@@ -95,6 +107,19 @@ class GraphBuilder:
     def vector(self, name: str, source: str, size: int) -> ir.Value:
         """A one-dimensional weight in the activation dtype."""
         return self.initializer(plain_weight(name, self.source(source, (size,)), self.spec.activation))
+
+    def cache_scale(self, layer: int, kind: str) -> ir.Value:
+        """The scales of int8 keys or values, one a channel, as their initializer."""
+        name, shape = f"layers.{layer}.{kind}", (self.config.kv_heads, self.config.head_dim)
+        scale = self._cache_scales.get(name)
+        if scale is None or scale.shape != shape or scale.dtype != np.float32:
+            found = "none" if scale is None else f"{scale.dtype} {list(scale.shape)}"
+            raise GraphError(
+                f"the int8 cache {name} needs float32 scales {list(shape)}; found {found}. They come from calibration: "
+                "quantization.prepare with a recipe whose kv is int8."
+            )
+        shaped = np.ascontiguousarray(scale.reshape(1, shape[0], 1, shape[1]))
+        return self.initializer(ir.tensor(shaped, name=f"layers.{layer}.attention.{kind}_scale"))
 
     def linear(
         self, name: str, x: ir.Value, inputs: int, sources: Sequence[tuple[str, int]], output: str | None = None

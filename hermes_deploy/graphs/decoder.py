@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from hermes_deploy.checkpoints.checkpoint import LazyTensor
@@ -19,14 +21,19 @@ OPSET = 24
 IR_VERSION = 12
 
 
-def build_decoder(spec: GraphSpec, tensors: Mapping[str, LazyTensor]) -> ir.Model:
+def build_decoder(
+    spec: GraphSpec,
+    tensors: Mapping[str, LazyTensor],
+    cache_scales: Mapping[str, npt.NDArray[np.float32]] | None = None,
+) -> ir.Model:
     """The graph of `spec` over the checkpoint's `tensors` (Hugging Face names, linears `[out, in]`).
 
     Weights become lazy initializers that are read while the model is saved. Every linear is one
     MatMul whose metadata_props["linear"] names it (`graphs.linear_names`). Two calls give equal
-    models. Raises GraphError for a tensor that is missing or of another shape.
+    models. `cache_scales` [kv_heads, head_dim] of "layers.0.key" and "layers.0.value", for a `kv` of int8.
+    Raises GraphError for a tensor or scale that is missing or of another shape.
     """
-    b = GraphBuilder(spec, tensors)
+    b = GraphBuilder(spec, tensors, cache_scales)
     layers = spec.config.layers
     input_ids = b.input("input_ids", ir.DataType.INT64, ["batch", "seq"])
     shared = steps(b)

@@ -8,8 +8,8 @@ Inputs, by dialect (B = batch rows, S = tokens a row, R = rows of logits wanted,
 
     both      input_ids         int64 [B, S]
               logits_positions  int64 [B, R]   which of the S tokens get logits, 0 <= p < S
-              past_key_{i}, past_value_{i}     activation dtype [B, kv_heads, M, head_dim];
-                                               with ort any length up to M
+              past_key_{i}, past_value_{i}     activation dtype, or int8 (ort) [B, kv_heads, M,
+                                               head_dim]; with ort any length up to M
     portable  position_ids      int64 [B, S]   each in 0..M-1, padding too
               write_indices     int64 [B]      first cache position to write; write_indices + S <= M
     ort       seqlens_k         int32 [B]      tokens in the row after this step, minus one
@@ -27,12 +27,15 @@ from typing import Literal
 from hermes_deploy.checkpoints.checkpoint import DecoderConfig
 from hermes_deploy.errors import GraphError
 from hermes_deploy.families import ARCHITECTURES
-from hermes_deploy.targets import Activation, Dialect
+from hermes_deploy.targets import Activation, Cache, Dialect
 
 Embedding = Literal["fp32", "fp16", "tied"]
 
 ATTRIBUTE_LINEAR = "linear"
 """Key in a node's metadata_props: the node is the one MatMul of that linear, e.g. "layers.0.qkv"."""
+
+ATTENTION_SCALES = {"key": 12, "value": 13}
+"""Which inputs of a GroupQueryAttention hold the scales of an int8 cache, float32 [1, kv_heads, 1, head_dim]."""
 
 TENSORRT_LEAST_HEADS = 4
 """TensorRT's decode attention takes no fewer query heads (tensorrt_rtx 1.7.1, docs/tensorrt.md)."""
@@ -40,7 +43,10 @@ TENSORRT_LEAST_HEADS = 4
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """`max_context`: tokens of cache in each row. `activation`: dtype of activations, cache and weights.
+    """`max_context`: tokens of cache in each row. `activation`: dtype of activations and weights.
+
+    `kv`: dtype of the cache. None: as the activation; "int8", with the ort dialect alone, needs scales
+    when it is built (`build_decoder`).
 
     `embedding` says how the token table is stored: "fp32", "fp16" (half the bytes; rows are cast
     after they are looked up), or "tied": not at all, rows are read from the columns of
@@ -53,6 +59,7 @@ class GraphSpec:
     activation: Activation
     max_context: int
     embedding: Embedding | None = None
+    kv: Cache | None = None
 
     def __post_init__(self) -> None:
         config = self.config
@@ -61,10 +68,16 @@ class GraphSpec:
             (self.dialect, ("portable", "ort"), "dialect"),
             (self.activation, ("fp32", "fp16"), "activation"),
             (self.embedding, (None, "fp32", "fp16", "tied"), "embedding"),
+            (self.kv, (None, self.activation, "int8"), "kv"),
         ):
             if value not in allowed:
                 choices = ", ".join(str(choice) for choice in allowed)
                 raise GraphError(f"{what} is {value!r}; this version builds: {choices}.")
+        if self.dialect == "portable" and self.cache == "int8":
+            raise GraphError(
+                "kv is 'int8'; the portable dialect writes its cache with TensorScatter, which TensorRT takes in "
+                "the activation's dtype only. Build with --target cpu, or with a recipe whose kv is activation."
+            )
         if config.kv_heads < 1 or config.heads % config.kv_heads:
             raise GraphError(f"{config.heads} heads cannot share {config.kv_heads} key/value heads evenly.")
         # portable fp16 is what TensorRT targets take; portable fp32 is run by ONNX Runtime only
@@ -85,6 +98,10 @@ class GraphSpec:
         return self.embedding or self.activation
 
     @property
+    def cache(self) -> Cache:
+        return self.kv or self.activation
+
+    @property
     def metadata(self) -> dict[str, str]:
         """The facts that a reader of the file needs; `sliding_window` is "" where there is none."""
         config = self.config
@@ -92,6 +109,7 @@ class GraphSpec:
             "dialect": self.dialect,
             "activation": self.activation,
             "embedding": self.stored_embedding,
+            "kv": self.cache,
             "max_context": self.max_context,
             "vocab_size": config.vocab_size,
             "hidden_size": config.hidden_size,

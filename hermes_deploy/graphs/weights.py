@@ -22,7 +22,11 @@ from hermes_deploy.checkpoints.checkpoint import LazyTensor
 from hermes_deploy.errors import GraphError
 
 NUMPY_DTYPES: dict[str, type[np.floating[Any]]] = {"fp32": np.float32, "fp16": np.float16}
-ONNX_DTYPES: dict[str, ir.DataType] = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16}
+ONNX_DTYPES: dict[str, ir.DataType] = {
+    "fp32": ir.DataType.FLOAT,
+    "fp16": ir.DataType.FLOAT16,
+    "int8": ir.DataType.INT8,
+}
 
 _TILE = 256  # rows and columns that are transposed at a time: both sides stay in cache
 

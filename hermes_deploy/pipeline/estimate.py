@@ -6,15 +6,15 @@ H: half a layer (its larger half) in float32. Meant to be a little above what wa
 
     calibrate, reference   PROCESS + H + embedding + head + what is kept of all positions
     graph                  PROCESS + 3 M           source, joined, codes
-    gate                   PROCESS + 2.25 W + head + logits of one run
-    gate, portable graph   PROCESS + 3 M + head + logits of several runs     a matrix is dequantized at a time
+    gate                   PROCESS + 2.25 W + head + logits and cache of one text
+    gate, portable graph   PROCESS + 3 M + head + logits and caches of several texts    one matrix in float32 at a time
     engine                 PROCESS + ENGINE + 2.5 W     TensorRT's own process, its result streamed to disk
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hermes_deploy.checkpoints.checkpoint import DecoderConfig
 from hermes_deploy.errors import BuildError
@@ -22,6 +22,7 @@ from hermes_deploy.pipeline.free_space import Room
 from hermes_deploy.pipeline.plan import BuildPlan, PlannedVariant
 from hermes_deploy.pipeline.variants import VariantSize
 from hermes_deploy.quantization.compensate import RANK
+from hermes_deploy.recipes import Recipe
 
 MB = 1_000_000
 PROCESS = 600 * MB
@@ -46,10 +47,12 @@ class StageNeed:
 
 @dataclass(frozen=True)
 class Estimate:
-    """`stages` in the order of the build; `artifact`: bytes of the published folder."""
+    """`stages` in the order of the build; `artifact`: bytes of the published folder. `caches`: bytes of keys
+    and values, by variant, of a server whose every slot is full; not needed for the build."""
 
     stages: tuple[StageNeed, ...]
     artifact: int
+    caches: dict[str, int] = field(default_factory=dict)
 
     @property
     def to_run(self) -> list[StageNeed]:
@@ -72,8 +75,10 @@ def estimate(
     sizes: Mapping[str, VariantSize],
     positions: Mapping[str, int],
     reused: Collection[str],
+    recipe: Recipe,
 ) -> Estimate:
-    """`sizes` by variant; `positions`: tokens of "calibration" and "heldout" texts; `reused`: digests of keys."""
+    """`sizes` by variant; `positions`: tokens of "calibration" and "heldout" texts and of the "longest" of these;
+    `reused`: digests of keys; `recipe`: context and slots of the server."""
     shapes = _Shapes(config)
     needs = [(plan.reference, shapes.decoder(positions["heldout"], kept=2), positions["heldout"] * shapes.hidden)]
     artifact = SMALL_FILES
@@ -85,12 +90,12 @@ def estimate(
             disk = 4 * (RANK + 2) * config.layers * inputs
             needs.append((planned.calibrate, shapes.decoder(positions["calibration"], kept=shapes.kept), disk))
         needs.append((planned.graph, PROCESS + 3 * size.largest, size.stored))
-        needs.append((planned.gate, _gate(planned, shapes, size), MB))
+        needs.append((planned.gate, _gate(planned, shapes, size, positions["longest"]), MB))
         needs += [(key, PROCESS + ENGINE + 5 * size.stored // 2, size.stored) for _, key in planned.engines]
         artifact += size.stored * (1 if planned.variant.served else len(planned.engines))
-    return Estimate(
-        tuple(StageNeed(key.name, memory, disk, key.digest in reused) for key, memory, disk in needs), artifact
-    )
+    stages = tuple(StageNeed(key.name, memory, disk, key.digest in reused) for key, memory, disk in needs)
+    tokens = recipe.max_slots * recipe.max_context
+    return Estimate(stages, artifact, {name: tokens * size.token for name, size in sizes.items()})
 
 
 class _Shapes:
@@ -110,11 +115,12 @@ class _Shapes:
         return PROCESS + self.half_layer + 2 * self.head + positions * kept * self.hidden
 
 
-def _gate(planned: PlannedVariant, shapes: _Shapes, size: VariantSize) -> int:
-    if planned.variant.served:  # ONNX Runtime packs the weights once more
-        return PROCESS + 9 * size.stored // 4 + shapes.head + 4 * 256 * shapes.logits
-    # several texts at once, up to 192 MiB of logits
-    return PROCESS + 3 * size.largest + shapes.head + 4 * max(192 << 20, 256 * shapes.logits)
+def _gate(planned: PlannedVariant, shapes: _Shapes, size: VariantSize, longest: int) -> int:
+    rows = max(1, (192 << 20) // (256 * shapes.logits))  # texts at once, up to 192 MiB of logits
+    if planned.variant.served:  # one text; ONNX Runtime packs the weights once more
+        return PROCESS + 9 * size.stored // 4 + shapes.head + 4 * 256 * shapes.logits + longest * size.token
+    logits = 4 * max(192 << 20, 256 * shapes.logits)
+    return PROCESS + 3 * size.largest + shapes.head + logits + rows * longest * size.token
 
 
 def problems(need: Estimate, memory: Room, cache: Room, output: Room) -> list[str]:

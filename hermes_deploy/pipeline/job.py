@@ -128,6 +128,7 @@ def open_job(request: BuildRequest, clock: StageClock) -> BuildJob:
         tokens = {
             "calibration": calibration.entry.tokens if calibration else 0,
             "heldout": sum(map(len, texts.sequences)),
+            "longest": min(recipe.max_context, max(map(len, texts.sequences))),
         }
         reused = _there(plan, request.cache)
     return BuildJob(
@@ -140,7 +141,7 @@ def open_job(request: BuildRequest, clock: StageClock) -> BuildJob:
         texts=texts,
         sizes=sizes,
         plan=plan,
-        estimate=estimate(plan, checkpoint.config, sizes, tokens, reused),
+        estimate=estimate(plan, checkpoint.config, sizes, tokens, reused, recipe),
     )
 
 

@@ -29,7 +29,7 @@ PREFILL_CHUNK = 512
 _NOT_PRECISION = {"name", "description", "calibration_chats", "max_context", "max_slots", "gate", "small_model_gate"}
 """Keys of a recipe that no weight depends on; the chats themselves stand in the key as token ids."""
 
-_NOT_FORM = {"name", "title", "precisions", "compute_capability", "flavours", "needs_gpu"}
+_NOT_FORM = {"name", "title", "precisions", "compute_capability", "flavours", "needs_gpu", "no_int8_cache"}
 """What of a target's record its graph does not depend on. Two targets of one form share calibration and graph."""
 
 

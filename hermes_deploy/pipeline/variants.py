@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import onnx_ir as ir
-
 from hermes_deploy.checkpoints.checkpoint import Checkpoint
 from hermes_deploy.graphs import GraphSpec, build_decoder, save_model
 from hermes_deploy.pipeline.events import Tell
@@ -43,12 +41,14 @@ def plan_variants(targets: tuple[Target, ...]) -> tuple[Variant, ...]:
 class VariantSize:
     """Of a variant's graph, without reading a weight. `block_size` of 4-bit weights, None where nothing is blocked.
 
-    `stored`: bytes of all weights as they will be saved; `largest`: of the largest matrix in float32.
+    `stored`: bytes of all weights as they will be saved; `largest`: of the largest matrix in float32;
+    `token`: of the keys and values that one token of one chat leaves in the cache.
     """
 
     block_size: int | None
     stored: int
     largest: int
+    token: int
 
 
 def measure_variants(variants: tuple[Variant, ...], recipe: Recipe, checkpoint: Checkpoint) -> dict[str, VariantSize]:
@@ -57,15 +57,21 @@ def measure_variants(variants: tuple[Variant, ...], recipe: Recipe, checkpoint: 
 
 
 def _measure(variant: Variant, recipe: Recipe, checkpoint: Checkpoint) -> VariantSize:
-    model, target = _graph(variant, recipe, checkpoint), variant.targets[0]
+    config, target = checkpoint.config, variant.targets[0]
+    # scales of an int8 cache come from calibration; the graph without them differs in nothing else
+    model = build_decoder(replace(_spec(variant, recipe, checkpoint), kv=None), checkpoint.tensors)
     block = plan_block_size(model, recipe, target)
     linears = find_linears(model)
     stored = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    channels = 2 * config.layers * config.kv_heads * config.head_dim
+    if recipe.kv == "int8":
+        stored += 4 * channels  # each has a scale
     plain = 4 if target.activation == "fp32" else 2
     for linear in linears:
         precision = recipe.head_on(target) if linear.name == "head" else recipe.linear
         stored += _stored(linear, precision, block, plain) - linear.rows * linear.columns * plain
-    return VariantSize(block, stored, 4 * max(each.rows * each.columns for each in linears))
+    largest = 4 * max(each.rows * each.columns for each in linears)
+    return VariantSize(block, stored, largest, channels * _BITS[recipe.cache_on(target)] // 8)
 
 
 _BITS = {"fp32": 32, "fp16": 16, "int8": 8, "fp8": 8, "int4": 4, "w4a8": 4, "nvfp4": 4}
@@ -89,18 +95,19 @@ def save_variant(
     """Writes the quantized graph of `variant` into `folder`, which exists: model.onnx and its data."""
     if preparation is not None:
         checkpoint = replace(checkpoint, tensors=preparation.tensors(checkpoint.config, checkpoint.tensors))
-    model = _graph(variant, recipe, checkpoint)
+    cache_scales = None if preparation is None else preparation.cache
+    model = build_decoder(_spec(variant, recipe, checkpoint), checkpoint.tensors, cache_scales)
     quantize(model, recipe, variant.targets[0], preparation)
     save_model(model, folder / MODEL, lambda _, done, total: tell(done, total, "tensors"))
 
 
-def _graph(variant: Variant, recipe: Recipe, checkpoint: Checkpoint) -> ir.Model:
+def _spec(variant: Variant, recipe: Recipe, checkpoint: Checkpoint) -> GraphSpec:
     target = variant.targets[0]
-    spec = GraphSpec(
+    return GraphSpec(
         checkpoint.config,
         target.dialect,
         target.activation,
         recipe.max_context,
         embedding=recipe.embedding,
+        kv=recipe.cache_on(target),
     )
-    return build_decoder(spec, checkpoint.tensors)

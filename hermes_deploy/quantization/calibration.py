@@ -3,7 +3,8 @@
 Runs the float32 reference over token ids (`calibration_chats` has the texts), layer by layer: never
 more than half a layer's weights and the activations of one layer are in memory, whatever the model.
 For each linear it finds how large its inputs get, how much each of them matters, in which directions
-they move together, what scales to fold in (`awq`, `smoothquant`), and which had better stay as they are.
+they move together, what scales to fold in (`awq`, `smoothquant`), and which had better stay as they are;
+for a recipe that keeps keys and values in 8 bits, the scales of those (`cache_scales`).
 Chats are cut to CHAT_TOKENS. (On SmolLM2-135M, 4 bits in blocks of 32, the KL over 1,440 positions was
 0.139 with 16 chats so cut and 0.135 with 37.)
 """
@@ -21,6 +22,7 @@ from hermes_deploy.checkpoints.checkpoint import DecoderConfig, LazyTensor
 from hermes_deploy.errors import QuantizationError
 from hermes_deploy.quantization.awq import search_scale
 from hermes_deploy.quantization.blocks import BlockForm
+from hermes_deploy.quantization.cache_scales import CacheBounds
 from hermes_deploy.quantization.compensate import directions
 from hermes_deploy.quantization.equalize import for_queries
 from hermes_deploy.quantization.linears import choose_block_size
@@ -77,11 +79,20 @@ def prepare(
     used = cut_chats(sequences)
     weights = _SampledWeights(tensors)
     work = _Work(config, recipe, target, weights)
-    for layer, _ in enumerate(layer_states(config, weights, used, work.see)):
+    cache = CacheBounds(config) if recipe.kv == "int8" else None
+    keep = None if cache is None else cache.keep
+    for layer, _ in enumerate(layer_states(config, weights, used, work.see, keep=keep)):
         if progress is not None and layer <= config.layers:
             progress(layer, config.layers)
     return Preparation(
-        work.scales, work.largest, work.power, work.kept, len(used), sum(map(len, used)), work.directions
+        work.scales,
+        work.largest,
+        work.power,
+        work.kept,
+        len(used),
+        sum(map(len, used)),
+        work.directions,
+        {} if cache is None else cache.scales(work.scales),
     )
 
 

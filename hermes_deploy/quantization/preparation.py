@@ -23,9 +23,10 @@ from hermes_deploy.quantization.equalize import Float, fold
 MAX_FILE_BYTES = 1 << 30
 """A 7B takes 120 MB."""
 
-_KINDS = ("scales", "power", "directions", "largest", "kept")
+_KINDS = ("scales", "power", "directions", "largest", "kept", "cache")
 
 _LINEAR = re.compile(r"head|layers\.\d{1,4}\.(qkv|o|gate_up|down)")
+_CACHE = re.compile(r"layers\.\d{1,4}\.(key|value)")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,9 @@ class Preparation:
     `power` [K]: the mean square of each input, after folding: how much its weights matter.
     `kept`: why a linear stays in the activation precision.
     `directions` [K, rank]: in which its inputs move together, after folding (see `compensate`).
+
+    And by cache ("layers.0.key", "layers.0.value"), for a recipe that keeps it in 8 bits:
+    `cache` [kv_heads, head_dim]: the scale of each channel's codes, after folding (see `cache_scales`).
     """
 
     scales: Mapping[str, Float]
@@ -46,6 +50,7 @@ class Preparation:
     chats: int
     tokens: int
     directions: Mapping[str, Float] = field(default_factory=dict)
+    cache: Mapping[str, Float] = field(default_factory=dict)
 
     def tensors(self, config: DecoderConfig, tensors: Mapping[str, LazyTensor]) -> Mapping[str, LazyTensor]:
         """The same model with the scales folded in. Raises as `equalize.fold`."""
@@ -59,6 +64,7 @@ class Preparation:
         arrays |= {f"directions/{name}": self.directions[name] for name in sorted(self.directions)}
         arrays |= {f"largest/{name}": np.asarray(self.largest[name], np.float64) for name in sorted(self.largest)}
         arrays |= {f"kept/{name}": np.frombuffer(self.kept[name].encode(), np.uint8) for name in sorted(self.kept)}
+        arrays |= {f"cache/{name}": self.cache[name] for name in sorted(self.cache)}
         with path.open("wb") as file:
             np.savez(file, **arrays)
 
@@ -75,7 +81,8 @@ class Preparation:
         counts = found.pop("counts", None)
         for key, array in found.items():
             kind, _, name = key.partition("/")
-            if kind not in groups or not _LINEAR.fullmatch(name) or not _holds(kind, array):
+            named = _CACHE if kind == "cache" else _LINEAR
+            if kind not in groups or not named.fullmatch(name) or not _holds(kind, array):
                 raise QuantizationError(f"{path} is no preparation: entry {key!r}. Build again with --no-cache.")
             groups[kind][name] = array
         if counts is None or counts.shape != (2,) or counts.dtype != np.int64:
@@ -88,6 +95,7 @@ class Preparation:
             chats=int(counts[0]),
             tokens=int(counts[1]),
             directions=groups["directions"],
+            cache=groups["cache"],
         )
 
 
@@ -107,6 +115,8 @@ def _holds(kind: str, array: npt.NDArray[Any]) -> bool:
         return array.ndim == 0 and array.dtype == np.float64 and bool(np.isfinite(array) and array >= 0)
     if kind == "directions":
         return array.ndim == 2 and array.dtype == np.float32 and bool(np.isfinite(array).all())
+    if kind == "cache":
+        return array.ndim == 2 and array.dtype == np.float32 and bool(np.isfinite(array).all() and (array > 0).all())
     if array.ndim != 1 or array.dtype != np.float32 or not np.isfinite(array).all():
         return False
     return bool((array > 0).all()) if kind == "scales" else bool((array >= 0).all())

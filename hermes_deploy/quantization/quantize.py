@@ -11,6 +11,7 @@ weight through a standard DequantizeLinear, in the form that becomes a low-preci
     w4a8                INT4 weight as for TensorRT; the input goes through a static E4M3 Q/DQ
     nvfp4               E2M1 weight in blocks of 16; the input is quantized so too, block by block, as it comes
 
+What keys and values are kept in stands in the graph already; here it is held against the recipe.
 A linear that the preparation keeps stays a plain MatMul in the activation dtype. No weight is read
 here (see `forms`). Files, tokenizers and gates are not known here.
 """
@@ -78,6 +79,7 @@ def quantize(
     check_target(recipe, target)
     linears = find_linears(model)
     _check_activation(linears, target)
+    _check_cache(model, recipe, target)
     if recipe.calibration_chats and preparation is None:
         raise QuantizationError(f"recipe {recipe.name} needs a calibration; run quantization.prepare over a few chats")
     kept = _kept(linears, recipe, preparation)
@@ -165,6 +167,15 @@ def _check_activation(linears: list[Linear], target: Target) -> None:
                 f"the weight of {linear.name} is {dtype}; target {target.name} computes in {target.activation}. "
                 f'Build the graph with activation "{target.activation}".'
             )
+
+
+def _check_cache(model: ir.Model, recipe: Recipe, target: Target) -> None:
+    built, wanted = model.metadata_props.get("kv"), recipe.cache_on(target)
+    if built != wanted:
+        raise QuantizationError(
+            f"the graph keeps keys and values in {built}; recipe {recipe.name} on {target.name} in {wanted}. "
+            f'Build the graph with kv "{wanted}".'
+        )
 
 
 def _peak(linear: Linear, preparation: Preparation | ActivationRanges | None) -> float:

@@ -28,6 +28,9 @@ Observe = Callable[[str, Float], None]
 """Called with a linear's name ("layers.0.qkv") and its input [positions, K]; must not keep it."""
 Past = dict[tuple[str, int], tuple[Float, Float]]
 """Rotated keys and values [positions, kv_heads, head_dim], by layer and sequence."""
+Keep = Callable[[str, Float], Float]
+"""Called with "layers.0.key" or "layers.0.value" and what a sequence adds to its cache [positions,
+kv_heads, head_dim], keys rotated; gives what the cache then holds in its place."""
 Progress = Callable[[int, int], None]
 """(layers done, layers in all)."""
 
@@ -124,12 +127,14 @@ def layer_states(
     sequences: Sequence[Sequence[int]],
     observe: Observe | None = None,
     past: Past | None = None,
+    keep: Keep | None = None,
 ) -> Iterator[Float]:
     """[positions, hidden_size], one by one: the embedding, the residual stream after each layer, and
     at last the normed state that the head reads. Each is overwritten by the next step.
 
     Two of these side by side compare two sets of weights layer by layer. With a `past`, each sequence
-    goes on where it ended in the last call with the same one, and is kept in it. Raises as `hidden_states`.
+    goes on where it ended in the last call with the same one, and is kept in it. What `keep` gives is
+    what queries meet. Raises as `hidden_states`.
     """
     ids = _checked_ids(config, sequences)
     lengths = [len(sequence) for sequence in sequences]
@@ -140,7 +145,7 @@ def layer_states(
     for layer in range(config.layers):
         # what is not finite is the caller's to report; numpy's warnings would come before its message
         with np.errstate(over="ignore", invalid="ignore"):
-            _attention_block(config, weights, f"layers.{layer}", x, groups, past, watch)
+            _attention_block(config, weights, f"layers.{layer}", x, groups, past, watch, keep or _as_it_is)
             _mlp_block(config, weights, f"layers.{layer}", x, groups, watch)
         yield x
     with np.errstate(over="ignore", invalid="ignore"):
@@ -151,6 +156,10 @@ def layer_states(
 
 def _ignore(name: str, inputs: Float) -> None:
     """Nobody asked."""
+
+
+def _as_it_is(_: str, values: Float) -> Float:
+    return values
 
 
 def _groups(lengths: Sequence[int], rows: int) -> list[list[slice]]:
@@ -174,6 +183,7 @@ def _attention_block(
     groups: list[list[slice]],
     past: Past | None,
     watch: Observe,
+    keep: Keep,
 ) -> None:
     vector, qkv, o = weights.norm(f"{name}.input_norm"), weights.linear(f"{name}.qkv"), weights.linear(f"{name}.o")
     query, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
@@ -187,7 +197,7 @@ def _attention_block(
         for each in group:
             own = slice(each.start - rows.start, each.stop - rows.start)
             q, k, v = np.split(joined[own], (query, query + kv), axis=1)
-            mixed[own] = _attention(config, q, k, v, past, (name, sequence))
+            mixed[own] = _attention(config, q, k, v, past, (name, sequence), keep)
             sequence += 1
         watch(f"{name}.o", mixed)
         x[rows] += o(mixed)
@@ -254,7 +264,9 @@ def _rotate(x: Float, cosine: Float, sine: Float) -> Float:
     return np.concatenate((first * c - second * s, second * c + first * s), axis=-1)
 
 
-def _attention(config: DecoderConfig, q: Float, k: Float, v: Float, past: Past | None, own: tuple[str, int]) -> Float:
+def _attention(
+    config: DecoderConfig, q: Float, k: Float, v: Float, past: Past | None, own: tuple[str, int], keep: Keep
+) -> Float:
     """One sequence: q [n, heads * head_dim], k and v [n, kv_heads * head_dim] -> [n, heads * head_dim].
 
     `past` holds rotated keys and values of what `own` read before, and is given these too.
@@ -264,7 +276,8 @@ def _attention(config: DecoderConfig, q: Float, k: Float, v: Float, past: Past |
     n, start, group = len(q), 0 if earlier is None else len(earlier[0]), config.heads // config.kv_heads
     cosine, sine = _rotary_table(config, start, start + n)
     queries = _rotate(q.reshape(n, config.heads, config.head_dim), cosine, sine)
-    keys, values = _rotate(k.reshape(shape), cosine, sine), v.reshape(shape)
+    keys = keep(f"{own[0]}.key", _rotate(k.reshape(shape), cosine, sine))
+    values = keep(f"{own[0]}.value", v.reshape(shape))
     if earlier is not None:
         keys, values = np.concatenate((earlier[0], keys)), np.concatenate((earlier[1], values))
     if past is not None:

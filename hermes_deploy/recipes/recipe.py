@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from hermes_deploy.targets import Precision, Target
+from hermes_deploy.targets import Cache, Precision, Target
 
 Method = Literal["none", "rtn", "awq", "smoothquant"]
 Head = Literal["activation", "fp32", "fp16", "int4", "int8"]
+KeysValues = Literal["activation", "int8"]
 
 METHODS: dict[Precision, tuple[Method, ...]] = {
     "fp32": ("none",),
@@ -50,6 +51,9 @@ class GateThresholds(_Frozen):
     head-sized group of any linear; catches damage too local to move an average.
     `max_kernels_kl`: mean KL of the graph as it runs from its own weights in the reference decoder; None =
     not asked. Catches a graph that computes something else, which 4 bits leave room for in `max_kl`.
+    `max_cache_error`: worst relative error ||coded - own|| / ||own|| of the keys or values of any kv head,
+    over held-out positions, when they go through the cache's 8-bit codes; None = not asked. Catches a
+    scale that is too wide or too narrow for one head.
     """
 
     max_kl: float = Field(gt=0)
@@ -58,6 +62,7 @@ class GateThresholds(_Frozen):
     max_perplexity_ratio: float = Field(gt=0)
     max_tensor_error: float = Field(gt=0)
     max_kernels_kl: float | None = Field(default=None, gt=0)
+    max_cache_error: float | None = Field(default=None, gt=0)
 
 
 SMALL_MODEL = 1_000_000_000
@@ -66,8 +71,8 @@ SMALL_MODEL = 1_000_000_000
 
 class Recipe(_Frozen):
     """`linear` is the precision of every matrix in the decoder, `head` of the output head ("activation": the
-    dtype of the target's activations), `embedding` of the table of tokens; the cache (`kv`) has the dtype
-    of the target's activations.
+    dtype of the target's activations), `embedding` of the table of tokens, `kv` of the keys and values
+    that are kept ("activation" as above; "int8" with a static scale for each channel, from chats).
 
     `method`: how the weights are come by. "rtn" rounds to nearest (weighted by what the calibration
     chats activate, where there are any); "awq" and "smoothquant" search scales over them first.
@@ -88,19 +93,12 @@ class Recipe(_Frozen):
     block_size: int | None = Field(default=None, gt=0)
     head: Head
     embedding: Literal["fp32", "fp16"] = "fp16"
-    kv: str = "activation"
+    kv: KeysValues = "activation"
     calibration_chats: int = Field(default=0, ge=0, le=10_000)
     max_context: int = Field(default=2048, ge=16, le=1 << 20)
     max_slots: int = Field(default=8, ge=1, le=1024)
     gate: GateThresholds
     small_model_gate: GateThresholds | None = None
-
-    @field_validator("kv")
-    @classmethod
-    def _cache(cls, kv: str) -> str:
-        if kv != "activation":
-            raise ValueError('the cache has the dtype of the activations, "activation"; nothing else is there yet')
-        return kv
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -109,8 +107,13 @@ class Recipe(_Frozen):
         needs = self.linear in CALIBRATED or self.method in _SEARCHES
         if needs and not self.calibration_chats:
             raise ValueError(f"{self.linear} with method {self.method} needs calibration_chats of 1 or more")
-        if self.method == "none" and self.calibration_chats:
+        if self.kv == "int8" and not self.calibration_chats:
+            raise ValueError("a kv of int8 has scales from chats; it needs calibration_chats of 1 or more")
+        if self.method == "none" and self.kv == "activation" and self.calibration_chats:
             raise ValueError("calibration_chats have no effect with method none")
+        for gate in (self.gate, self.small_model_gate):
+            if gate is not None and (gate.max_cache_error is None) != (self.kv == "activation"):
+                raise ValueError("max_cache_error is asked of a kv of int8, where it must be given, and of no other")
         if self.block_size is not None and not self.blocked:
             raise ValueError(f"block_size has no effect: neither {self.linear} linears nor the head are in blocks")
         return self
@@ -130,12 +133,18 @@ class Recipe(_Frozen):
         """The precision of the head on `target`."""
         return target.activation if self.head == "activation" else self.head
 
+    def cache_on(self, target: Target) -> Cache:
+        """The dtype of keys and values on `target`."""
+        return target.activation if self.kv == "activation" else self.kv
+
     def trouble_on(self, target: Target) -> str | None:
         """Why `target` cannot take this recipe, in words; None when it can."""
         if self.linear not in target.precisions:
             return f"it has no {self.linear} kernels"
         if self.head_on(target) not in target.heads:
             return f"a head in {self.head} is not one of its ({', '.join(target.heads)})"
+        if self.cache_on(target) not in target.caches:
+            return f"a cache in {self.kv} is not one of its ({', '.join(target.caches)}): {target.no_int8_cache}"
         if self.block_size is not None and self.block_size not in target.block_sizes:
             sizes = ", ".join(map(str, sorted(target.block_sizes)))
             return f"blocks of {self.block_size} are not among its block sizes ({sizes})"

@@ -37,7 +37,7 @@ CHUNK = 256
 _LOGITS_BYTES = 192 << 20
 """Most bytes of logits of a run that takes several sequences."""
 
-_DTYPES = {"fp32": np.float32, "fp16": np.float16}
+_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 _LOAD_ERRORS = (
     ort_errors.Fail,
     ort_errors.InvalidGraph,
@@ -62,9 +62,7 @@ class Candidate:
         longest = min(longest, int(facts["max_context"]))
         self._portable = facts["dialect"] == "portable"
         self._longest = longest
-        self._cache_shape = (int(facts["kv_heads"]), longest, int(facts["head_dim"]))
         self._vocab_size = int(facts["vocab_size"])
-        self._cache_dtype = _DTYPES[facts["activation"]]
         self._logits = np.empty(0, dtype=np.float32)  # one buffer: fresh pages for each run cost time and memory
         options = _options(self._portable, onnx_path.parent)
         try:
@@ -83,7 +81,12 @@ class Candidate:
             )
         except _LOAD_ERRORS as error:
             raise GateError(f"ONNX Runtime cannot load {onnx_path}: {error}") from error
-        self._caches = [node.name for node in self._run.get_inputs() if node.name.startswith("past_")]
+        # as the graph says, not as its facts do: a cache in 8 bits is compared in 8 bits
+        self._caches = {
+            node.name: ((node.shape[1], longest, node.shape[3]), _DTYPES[node.type])
+            for node in self._run.get_inputs()
+            if node.name.startswith("past_")
+        }
 
     @property
     def longest(self) -> int:
@@ -107,7 +110,7 @@ class Candidate:
     def _batch(self, sequences: Sequence[Sequence[int]]) -> Iterator[tuple[int, int, npt.NDArray[np.float32]]]:
         rows, end = len(sequences), max(map(len, sequences))
         caches: dict[str, npt.NDArray[Any]] = {
-            name: np.zeros((rows, *self._cache_shape), dtype=self._cache_dtype) for name in self._caches
+            name: np.zeros((rows, *shape), dtype=dtype) for name, (shape, dtype) in self._caches.items()
         }
         for start in range(0, end, CHUNK):
             stop = min(start + CHUNK, end)

@@ -132,6 +132,11 @@ def _measures(result: GateResult) -> str:
 
 
 def _chain(chain: Chain) -> str:
+    cache = (
+        f"<p>Keys and values in 8 bits, furthest: {_text(chain.cache.where)} (off by {chain.cache.error:.4g}).</p>"
+        if chain.cache
+        else ""
+    )
     largest = max(step.kl for step in chain.steps) or 1.0
     rows = "".join(
         f'<tr><th scope="row">{_text(step.stage)}</th><td class="n">{step.kl:.4g}</td>'
@@ -144,7 +149,7 @@ def _chain(chain: Chain) -> str:
         "graph as it runs.</p>"
         '<div class="wide"><table><thead><tr><th scope="col">stage</th><th scope="col">KL, nats</th>'
         '<th scope="col">error of logits</th><th scope="col"></th></tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>"
+        f"<tbody>{rows}</tbody></table></div>{cache}"
         f"<h3>Error by layer</h3><figure>{layer_plot(chain)}</figure>"
     )
 

@@ -68,13 +68,23 @@ class Step:
 
 
 @dataclass(frozen=True)
+class CacheError:
+    """How far 8-bit codes move the keys or values of the worst kv head: ||coded - own|| / ||own||."""
+
+    error: float
+    where: str
+
+
+@dataclass(frozen=True)
 class Chain:
     """`steps` in order, from the checkpoint to the graph as it runs; `by_layer`: relative error of the
-    residual stream after the embedding, after each layer, and of the last, normed state."""
+    residual stream after the embedding, after each layer, and of the last, normed state. `cache` is
+    None where keys and values are kept as they are."""
 
     positions: int
     steps: tuple[Step, ...]
     by_layer: tuple[float, ...]
+    cache: CacheError | None = None
 
     @property
     def largest(self) -> Step:

@@ -3,7 +3,8 @@
     checkpoint ──weights──> the same decoder with the graph's own weights ──graph and kernels──> the graph as it runs
 
 The first step is what quantization did: checkpoint and stored weights go through the same float32
-numpy decoder, side by side, layer by layer, so that the error of every layer can be seen too. The
+numpy decoder, side by side, layer by layer, so that the error of every layer can be seen too; keys and
+values that the graph keeps in 8 bits go through its codes, and how far those move them is kept. The
 second is what the form of the graph and its kernels did. Both over the first tokens of some of the
 held-out chats, with the weights of half a layer of each in memory.
 """
@@ -21,6 +22,7 @@ from hermes_deploy.verification.candidate import Candidate
 from hermes_deploy.verification.measures import compare_rows
 from hermes_deploy.verification.reference import Reference
 from hermes_deploy.verification.result import KERNELS, WEIGHTS, Chain, Step
+from hermes_deploy.verification.saved_cache import saved_cache
 from hermes_deploy.verification.saved_weights import SavedWeights
 
 Float = npt.NDArray[np.float32]
@@ -34,10 +36,10 @@ _ROWS = 128
 
 def chain(reference: Reference, onnx_path: Path, candidate: Candidate, positions: int = POSITIONS) -> Chain:
     """Runs the checkpoint and the saved weights in numpy and the graph in ONNX Runtime."""
-    saved = SavedWeights(onnx_path)
+    saved, cache = SavedWeights(onnx_path), saved_cache(onnx_path)
     sequences = _openings(reference, positions, candidate.longest)
     before = layer_states(reference.config, CheckpointWeights(reference.tensors), sequences)
-    after = layer_states(reference.config, saved, sequences)
+    after = layer_states(reference.config, saved, sequences, keep=cache)
     by_layer = []
     ours = theirs = np.empty((0, 0), dtype=np.float32)
     for ours, theirs in zip(before, after, strict=True):
@@ -52,6 +54,7 @@ def chain(reference: Reference, onnx_path: Path, candidate: Candidate, positions
         positions=sum(map(len, sequences)),
         steps=(weights.step(WEIGHTS), kernels.step(KERNELS)),
         by_layer=tuple(by_layer),
+        cache=None if cache is None else cache.worst,
     )
 
 

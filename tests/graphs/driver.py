@@ -23,10 +23,10 @@ class GraphDriver:
         self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self._portable = spec.dialect == "portable"
         self._names = cache_names(spec.config.layers)
-        dtype = np.float32 if spec.activation == "fp32" else np.float16
         shape = (slots, spec.config.kv_heads, spec.max_context, spec.config.head_dim)
         # what an earlier chat left must never be seen, so the cache does not begin with zeros
-        junk = np.random.default_rng(9).normal(size=shape).astype(dtype)
+        junk = np.random.default_rng(9).normal(size=shape) * (50 if spec.cache == "int8" else 1)
+        junk = junk.astype({"fp32": np.float32, "fp16": np.float16, "int8": np.int8}[spec.cache])
         self.caches = {past: junk.copy() for past, _ in self._names}
 
     def step(

@@ -144,6 +144,15 @@ def test_slots_are_the_engines_alone_and_the_context_is_the_graphs(checkpoint: P
     assert {name for name in first if name in more and more[name] != first[name]} == set()
 
 
+def test_a_cache_in_8_bits_is_a_fourth_and_makes_calibration_and_graph_anew(checkpoint: Path, tmp_path: Path) -> None:
+    plain, coded = (job(checkpoint, tmp_path / name, recipe=name) for name in ("int4-awq", "int4-awq-kv8"))
+    # two slots of 64 tokens; two layers with two heads of 64 keys and 64 values each, in float32
+    assert plain.estimate.caches == {"cpu": 2 * 64 * 2 * 2 * 128 * 4}
+    assert coded.estimate.caches == {"cpu": plain.estimate.caches["cpu"] // 4}
+    changed = {one.name for one, other in zip(plain.plan.keys, coded.plan.keys, strict=True) if one != other}
+    assert changed == {"calibrate cpu", "graph cpu", "gate cpu"}
+
+
 def test_a_plan_says_what_would_run_and_does_nothing(checkpoint: Path, tmp_path: Path, cache: Path) -> None:
     planned = plan_artifact(request(checkpoint, tmp_path / "a"))
     assert [(need.stage, need.reused) for need in planned.estimate.stages] == [

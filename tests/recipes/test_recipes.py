@@ -12,7 +12,7 @@ from hermes_deploy.recipes import check_target, load_recipe, override, parse_rec
 from hermes_deploy.recipes.recipe import SMALL_MODEL
 from hermes_deploy.targets import TARGETS, target
 
-NAMES = ["fp16", "fp32", "fp8", "int4-awq", "int4-rtn", "int8-sq", "nvfp4", "w4a8"]
+NAMES = ["fp16", "fp32", "fp8", "int4-awq", "int4-awq-kv8", "int4-rtn", "int8-sq", "nvfp4", "w4a8"]
 GOOD = """
 name: x
 description: y
@@ -40,7 +40,10 @@ def test_every_recipe_that_ships_is_valid_and_named_as_its_file() -> None:
         (GOOD.replace("name: x", "name: fp8"), "the name 'fp8' is a packaged recipe's"),
         (GOOD + "max_slots: yes\n", "max_slots is True: Input should be a valid integer"),
         (GOOD + "head: fp16\n", "'head' stands twice"),
-        (GOOD + "kv: int8\n", "kv is 'int8': the cache has the dtype of the activations"),
+        (GOOD + "kv: int4\n", "kv is 'int4': Input should be 'activation' or 'int8'"),
+        (GOOD + "kv: int8\n", "a kv of int8 has scales from chats; it needs calibration_chats"),
+        (GOOD + "kv: int8\ncalibration_chats: 4\n", "max_cache_error is asked of a kv of int8, where it must be given"),
+        (GOOD.replace("max_kl: 1", "max_kl: 1, max_cache_error: 1"), "max_cache_error is asked of a kv of int8"),
         (GOOD.replace("method: rtn", "method: smoothquant"), "int4 linears are come by with method rtn or awq"),
         (GOOD.replace("method: rtn", "method: awq"), "int4 with method awq needs calibration_chats"),
         (GOOD.replace("linear: int4", "linear: fp8"), "fp8 with method rtn needs calibration_chats"),
@@ -108,7 +111,11 @@ def test_a_recipe_can_be_a_persons_own_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "says"),
-    [("int4", "did you mean int4-awq or int4-rtn?"), ("fp-8", "did you mean fp8"), ("q4_k_m", "'q4_k_m'; Recipes are")],
+    [
+        ("int4", "did you mean int4-awq or int4-awq-kv8 or int4-rtn?"),
+        ("fp-8", "did you mean fp8"),
+        ("q4_k_m", "'q4_k_m'; Recipes are"),
+    ],
 )
 def test_an_unknown_name_is_answered_with_the_names_there_are(wrong: str, says: str) -> None:
     with pytest.raises(RecipeError, match=says) as refusal:
@@ -155,6 +162,13 @@ def test_a_target_refuses_what_it_has_no_kernels_for_and_names_the_recipes_that_
         ("fp8", "sm86", {}, "no fp8 kernels.*sm86 takes: fp16, int4-awq, int4-rtn.*'fp8' works on: sm89, sm90, sm120"),
         ("int4-rtn", "sm80", {"head": "int8"}, "a head in int8 is not one of its .fp16, int4.*works on: cpu, cuda"),
         ("int4-rtn", "cpu", {"head": "fp16"}, "a head in fp16 is not one of its .fp32, int4, int8"),
+        (
+            "int4-awq-kv8",
+            "sm89",
+            {},
+            "cache in int8 is not one of its .fp16.: TensorRT's KVCacheUpdate.*works on: cpu.$",
+        ),
+        ("int4-awq-kv8", "cuda", {}, "cache in int8 is not one of its .fp16.: the gate runs on a CPU.*works on: cpu.$"),
         ("int4-rtn", "sm80", {"block_size": 256}, r"blocks of 256 are not among its block sizes .32, 64, 128"),
     ],
 )
