@@ -4,9 +4,9 @@ Order and arithmetic are those of Hugging Face transformers' warpers, in the ord
 
     temperature -> top_k -> top_p -> min_p -> typical_p
 
-Equal logits at the edge are treated as there: top_k and typical_p keep all of them, top_p keeps the
-higher ids. The result is a function of the row and the settings alone, to the last bit: every sum runs
-over arrays that this row alone makes.
+Equal logits at the edge: top_k and typical_p keep all of them, as there; top_p keeps the lower ids, which
+there is left to the sort. The result is a function of the row and the settings alone, to the last bit:
+every sum runs over arrays that this row alone makes.
 
 A row is not sorted. A token that lies `s` temperatures under the largest weighs exp(-s) of it, so what
 is left out under a floor is bounded; only where the bound does not decide is the whole row weighed.
@@ -15,7 +15,7 @@ is left out under a floor is bounded; only where the bound does not decide is th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +23,20 @@ import numpy.typing as npt
 from hermes_deploy.runtime.sampling import Sampling
 from hermes_deploy.runtime.selection import reach
 
+Weights = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+
 _LOWEST = float(np.finfo(np.float32).min)
+_LIGHTEST = float(np.finfo(np.float32).tiny)
 _LEFT_OUT = 1e-3
 """What all tokens under the first floor may weigh together, the likeliest token being 1."""
 _NEVER_DRAWN = 37.0
 """exp(-37) < 2^-53: a random number cannot tell whether tokens that weigh less together are there."""
+_FIRST_SPREAD = 6.0
+"""How many temperatures under the likeliest top_k tokens are looked for first."""
+_FEW, _CROWD = 192, 3000
+"""So many tokens over the first floor are looked at at once; with more than `_CROWD` the whole row is."""
+_FIRST_FLOOR = 1e-3
+"""Weight, the likeliest being 1, over which the nucleus is looked for first where the whole row is weighed."""
 _SORTED = 2048
 """Most tokens that are sorted; above, selecting is faster."""
 _NARROWED = 192
@@ -35,12 +44,11 @@ _NARROWED = 192
 _BLOCK = 256
 
 
-@dataclass(frozen=True)
-class Weighed:
-    """Tokens of one row, in any order.
+class Weighed(NamedTuple):
+    """Tokens of one row, lower ids first.
 
-    `logs` [n]: logit / temperature under that of the likeliest token; `weights` [n]: exp of it.
-    `missing`: at most what the tokens weigh together that are not here.
+    `logs` [n]: logit / temperature less that of the likeliest token; `weights` [n]: exp of it.
+    `missing`: the most that the tokens weigh together that are not here.
     """
 
     ids: npt.NDArray[np.int64]
@@ -55,19 +63,29 @@ class Weighed:
 
 def distribution(
     row: npt.NDArray[np.float32], top: float, sampling: Sampling
-) -> tuple[npt.NDArray[np.int64] | None, npt.NDArray[np.floating]]:
+) -> tuple[npt.NDArray[np.int64] | None, Weights]:
     """Token ids [n] and their weights [n], which need not sum to 1; ids None: all tokens of the row, in order.
 
     `row` [vocab], contiguous, holds no NaN; `top` is its largest value and finite. `temperature` is above 0.
     """
-    limited = 0 < sampling.top_k < len(row) or sampling.top_p < 1
-    if not limited and sampling.min_p == 0 and sampling.typical_p == 1:
-        return None, _whole(row, top, sampling.temperature)
-    kept = _weigh(row, top, sampling)
-    if 0 < sampling.top_k < len(row):
-        kept = _largest(kept, sampling.top_k)
-    if sampling.top_p < 1:
-        kept = _most(kept, row, top, sampling)
+    by_count = 0 < sampling.top_k < len(row)
+    kept: Weighed | None
+    if by_count:
+        kept = _largest(row, top, sampling)
+        if sampling.top_p < 1:
+            target = sampling.top_p * float(kept.weights.sum())
+            kept = _nucleus(kept, target, target)
+    elif sampling.top_p < 1:
+        kept = _nucleus_near(row, top, sampling) or _nucleus_of_all(row, top, sampling)
+    elif sampling.min_p == 0 and sampling.typical_p == 1:
+        return None, _weigh_all(row, top, sampling.temperature)
+    else:
+        never = _never(row)
+        # of min_p a little more, so that rounding drops none
+        spread = min(never, 1e-3 - math.log(sampling.min_p)) if sampling.min_p > 0 else never
+        near = row >= _floor(top, sampling.temperature, spread)
+        kept = _weigh(row, top, sampling.temperature, near.nonzero()[0], 0.0)
+    assert kept is not None, "an exact target has an answer"
     if sampling.min_p > 0:
         kept = kept.only(kept.weights >= sampling.min_p)
     if sampling.typical_p < 1:
@@ -75,14 +93,15 @@ def distribution(
     return kept.ids, kept.weights
 
 
-def draw(weights: npt.NDArray[np.floating], uniform: float) -> int:
+def draw(weights: Weights, uniform: float) -> int:
     """The index at which the running sum of `weights` [n] passes `uniform` [0, 1) of the whole."""
-    if len(weights) > 16 * _BLOCK:  # first the block, then within it: a running sum over a vocabulary is slow
-        sums = np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK))
-        block, rest = _pass(np.cumsum(sums, dtype=np.float64), uniform)
-        first = block * _BLOCK
-        return first + _pass(np.cumsum(weights[first : first + _BLOCK], dtype=np.float64), rest)[0]
-    return _pass(np.cumsum(weights, dtype=np.float64), uniform)[0]
+    if len(weights) <= 16 * _BLOCK:
+        return _pass(weights.cumsum(dtype=np.float64), uniform)[0]
+    # first the block, then within it: a running sum over a vocabulary is slow
+    sums = np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK))
+    block, rest = _pass(sums.cumsum(dtype=np.float64), uniform)
+    first = block * _BLOCK
+    return first + _pass(weights[first : first + _BLOCK].cumsum(dtype=np.float64), rest)[0]
 
 
 def _pass(running: npt.NDArray[np.float64], uniform: float) -> tuple[int, float]:
@@ -90,78 +109,105 @@ def _pass(running: npt.NDArray[np.float64], uniform: float) -> tuple[int, float]
     total = float(running[-1])
     index = int(running.searchsorted(uniform * total, side="right"))
     if index == len(running):  # rounded up to the total: the last that weighs anything
-        index = int(running.searchsorted(total, side="left"))
+        index = int(running.searchsorted(total))
     before = float(running[index - 1]) if index else 0.0
     share = (uniform * total - before) / (float(running[index]) - before)
     return index, min(max(share, 0.0), 1 - 2**-53)
 
 
-def _weigh(row: npt.NDArray[np.float32], top: float, sampling: Sampling) -> Weighed:
-    """Every token that the settings may keep, as far as can be told without weighing all."""
-    temperature = sampling.temperature
-    never = math.log(len(row)) + _NEVER_DRAWN
-    spread = never
-    if 0 < sampling.top_k < len(row) or sampling.top_p < 1:
-        spread = math.log(len(row) / _LEFT_OUT)
-    elif sampling.min_p > 0:
-        spread = min(never, 1e-3 - math.log(sampling.min_p))  # a little more, so that rounding drops none
-    while True:
-        floor = np.float32(max(top - spread * temperature, _LOWEST))  # never -inf: such a token may not come
-        ids = np.flatnonzero(row >= floor)
-        if len(ids) >= min(sampling.top_k, len(row)) or spread >= never:
-            break
-        spread = min(2 * spread, never)
-    logs = _under(row[ids], top, temperature)
-    under = math.exp(min(0.0, (float(floor) - top) / temperature))
-    return Weighed(ids, logs, np.exp(logs), (len(row) - len(ids)) * under)
+def _never(row: npt.NDArray[np.float32]) -> float:
+    """How many temperatures under the likeliest no random number reaches."""
+    return math.log(len(row)) + _NEVER_DRAWN
 
 
-def _under(values: npt.NDArray[np.float32], top: float, temperature: float) -> npt.NDArray[np.float64]:
-    """(value - top) / temperature [n], divided in float32 first: what transformers rounds is rounded here."""
+def _floor(top: float, temperature: float, spread: float) -> np.float32:
+    """The logit `spread` temperatures under `top`; never -inf: a token of that may not come."""
+    return np.float32(max(top - spread * temperature, _LOWEST))
+
+
+def _peak(top: float, temperature: float) -> float:
+    """`top` / temperature in float32; not finite where that cannot hold it."""
     divisor = np.float32(temperature)
-    peak = float(np.float32(top) / divisor) if divisor else math.inf
-    if not math.isfinite(peak):  # more than float32 holds
-        return (values.astype(np.float64) - top) / temperature
-    # a 1 is common and changes nothing
-    return (values if divisor == 1 else values / divisor).astype(np.float64) - peak
+    return float(np.float32(top) / divisor) if divisor > 0 else math.inf
 
 
-def _whole(row: npt.NDArray[np.float32], top: float, temperature: float) -> npt.NDArray[np.floating]:
-    """Weights of all tokens [vocab], the likeliest being 1."""
-    divisor = np.float32(temperature)
-    peak = np.float32(top) / divisor if divisor else np.float32(np.inf)
-    if not np.isfinite(peak):
-        return np.exp(_under(row, top, temperature))
-    logs = row - peak if divisor == 1 else row / divisor
-    if divisor != 1:
-        logs -= peak
-    weights: npt.NDArray[np.float32] = np.exp(logs, out=logs)
-    return weights
+def _weigh(
+    row: npt.NDArray[np.float32], top: float, temperature: float, ids: npt.NDArray[np.int64], missing: float
+) -> Weighed:
+    values, peak = row[ids], _peak(top, temperature)
+    if math.isfinite(peak):
+        # divided in float32: what transformers rounds is rounded here
+        scaled = values if temperature == 1 else values / np.float32(temperature)
+        logs = np.subtract(scaled, peak, dtype=np.float64)
+    else:
+        logs = (values.astype(np.float64) - top) / temperature
+    return Weighed(ids, logs, np.exp(logs), missing)
 
 
-def _largest(kept: Weighed, top_k: int) -> Weighed:
+def _weigh_all(row: npt.NDArray[np.float32], top: float, temperature: float) -> npt.NDArray[np.float32]:
+    """The weights of all tokens [vocab], the likeliest being 1; close enough in float32, and twice as fast."""
+    peak = _peak(top, temperature)
+    if not math.isfinite(peak):
+        logs = ((row.astype(np.float64) - top) / temperature).astype(np.float32)
+    elif temperature == 1:
+        logs = row - np.float32(peak)
+    else:
+        logs = row / np.float32(temperature)
+        logs -= np.float32(peak)
+    np.exp(logs, out=logs)
+    return logs
+
+
+def _largest(row: npt.NDArray[np.float32], top: float, sampling: Sampling) -> Weighed:
     """The `top_k` heaviest, and those as heavy as the last of them."""
-    place = len(kept.ids) - top_k
-    if place <= 0:
-        return replace(kept, missing=0.0)
-    return kept.only(kept.logs >= np.partition(kept.logs, place)[place])
+    spread, never = _FIRST_SPREAD, _never(row)
+    near = row >= _floor(top, sampling.temperature, spread)
+    while np.count_nonzero(near) < sampling.top_k and spread < never:
+        spread = min(1.4 * spread, never)
+        near = row >= _floor(top, sampling.temperature, spread)
+    kept = _weigh(row, top, sampling.temperature, near.nonzero()[0], 0.0)
+    place = len(kept.ids) - sampling.top_k
+    return kept.only(kept.logs >= np.partition(kept.logs, place)[place]) if place > 0 else kept
 
 
-def _most(kept: Weighed, row: npt.NDArray[np.float32], top: float, sampling: Sampling) -> Weighed:
-    """The nucleus: the fewest, heaviest first, that reach `top_p` of the mass (Holtzman et al. 2020)."""
+def _nucleus_near(row: npt.NDArray[np.float32], top: float, sampling: Sampling) -> Weighed | None:
+    """The nucleus (Holtzman et al. 2020), if the tokens near the likeliest decide it."""
+    temperature, vocab = sampling.temperature, len(row)
+    spread = math.log(vocab / _LEFT_OUT)
+    near = row >= _floor(top, temperature, spread)
+    count = int(np.count_nonzero(near))
+    if count > _CROWD:
+        return None
+    missing = (vocab - count) * _LEFT_OUT / vocab
+    if count > _FEW:  # finding them one by one is what takes time: those that together weigh little are only counted
+        spread = math.log(count / _LEFT_OUT)
+        near = row >= _floor(top, temperature, spread)
+        missing += _LEFT_OUT
+    # a float32 floor may lie a little higher than meant, and what is under it weigh a little more
+    missing *= math.exp(min(1.0, (abs(top) + spread * temperature) * 2**-23 / temperature))
+    kept = _weigh(row, top, temperature, near.nonzero()[0], missing)
     mass = float(kept.weights.sum())
-    nucleus = _nucleus(kept, sampling.top_p * mass, sampling.top_p * (mass + kept.missing))
-    if nucleus is not None:
-        return nucleus
-    everything = _whole(row, top, sampling.temperature)
-    total = float(everything.sum())
+    return _nucleus(kept, sampling.top_p * mass, sampling.top_p * (mass + missing))
+
+
+def _nucleus_of_all(row: npt.NDArray[np.float32], top: float, sampling: Sampling) -> Weighed:
+    """The nucleus, by the mass of the whole row."""
+    temperature = sampling.temperature
+    weights = _weigh_all(row, top, temperature)
+    total = float(weights.sum())
+    target = sampling.top_p * total
     # those lighter than half an even share of the rest are not in it, even together
-    share = 0.5 * (1 - sampling.top_p) * total / len(row)
-    ids = np.flatnonzero(everything >= max(share, np.finfo(np.float32).tiny))
-    logs = _under(row[ids], top, sampling.temperature)
-    exact = _nucleus(Weighed(ids, logs, np.exp(logs), 0.0), sampling.top_p * total, sampling.top_p * total)
-    assert exact is not None, "with the mass known there is an answer"
-    return exact
+    share = max(0.5 * (1 - sampling.top_p) * total / len(row), _LIGHTEST)
+    floor = max(_FIRST_FLOOR, share)
+    ids = (weights >= floor).nonzero()[0]
+    while floor > share and float(weights[ids].sum()) < 1.000001 * target:
+        floor = max(floor * _FIRST_FLOOR, share)
+        ids = (weights >= floor).nonzero()[0]
+    if len(ids) > _SORTED:
+        return _weigh(row, top, temperature, ids[_fewest(-row[ids], weights[ids], target)], 0.0)
+    kept = _nucleus(_weigh(row, top, temperature, ids, 0.0), target, target)
+    assert kept is not None, "an exact target has an answer"
+    return kept
 
 
 def _nucleus(kept: Weighed, low: float, high: float) -> Weighed | None:
@@ -169,14 +215,14 @@ def _nucleus(kept: Weighed, low: float, high: float) -> Weighed | None:
     mass = float(kept.weights.sum())
     # tokens that are lighter than an even share of what is over are not needed, even together
     while len(kept.ids) > _NARROWED and mass > high:
-        needed = np.flatnonzero(kept.weights >= 0.999 * (mass - high) / len(kept.ids))
+        needed = (kept.weights >= 0.999 * (mass - high) / len(kept.ids)).nonzero()[0]
         if 2 * len(needed) > len(kept.ids):
             break
         kept = kept.only(needed)
         mass = float(kept.weights.sum())
     if len(kept.ids) > _SORTED:
-        return _nucleus_of_many(kept, low) if low == high else None
-    order = kept.logs.argsort(kind="stable")[::-1]
+        return kept.only(_fewest(-kept.logs, kept.weights, low)) if low == high else None
+    order = (-kept.logs).argsort(kind="stable")
     running = kept.weights[order].cumsum()
     last = int(running.searchsorted(low))
     if low != high and last != int(running.searchsorted(high)):
@@ -184,12 +230,13 @@ def _nucleus(kept: Weighed, low: float, high: float) -> Weighed | None:
     return kept.only(order[: last + 1])
 
 
-def _nucleus_of_many(kept: Weighed, target: float) -> Weighed:
-    edge, before = reach(-kept.logs, kept.weights, target)
-    heavier, ties = np.flatnonzero(kept.logs > -edge), np.flatnonzero(kept.logs == -edge)
-    each = float(kept.weights[ties[0]])
+def _fewest(keys: Weights, weights: Weights, target: float) -> npt.NDArray[np.int64]:
+    """Indices of the fewest, smallest keys [n] first, of equal ones the first, whose weights [n] reach `target`."""
+    edge, before = reach(keys, weights, target)
+    smaller, ties = (keys < edge).nonzero()[0], (keys == edge).nonzero()[0]
+    each = float(weights[ties[0]])
     wanted = max(1, math.ceil((target - before) / each)) if each > 0 else len(ties)
-    return kept.only(np.concatenate([heavier, ties[-wanted:]]))
+    return np.concatenate([smaller, ties[:wanted]])
 
 
 def _typical(kept: Weighed, mass: float) -> Weighed:

@@ -100,7 +100,8 @@ class _Frequency:
         self._seen = _Tally(np.empty(0, dtype=np.int64))
 
     def apply(self, row: npt.NDArray[np.float32]) -> None:
-        row[self._seen.ids] -= self._presence + self._frequency * self._seen.counts
+        ids = self._seen.ids
+        row[ids] = row[ids] - self._presence - self._frequency * self._seen.counts
 
     def record(self, token: int) -> None:
         self._seen.add(token)
@@ -161,12 +162,14 @@ class _Tally:
     @property
     def ids(self) -> npt.NDArray[np.int64]:
         """[n], each once."""
-        return self._ids[: len(self._place)]
+        ids: npt.NDArray[np.int64] = self._ids[: len(self._place)]
+        return ids
 
     @property
     def counts(self) -> npt.NDArray[np.float32]:
         """[n], of `ids`."""
-        return self._counts[: len(self._place)]
+        counts: npt.NDArray[np.float32] = self._counts[: len(self._place)]
+        return counts
 
     def add(self, token: int) -> None:
         place = self._place.get(token)

@@ -121,7 +121,10 @@ def check_number(name: str, value: object, low: float, high: float, allowed: str
     # numpy's numbers count; a bool is a number to Python alone
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise RequestError(f"{name} is {value!r}, which is no number; allowed is {allowed}")
-    number = float(value) if abs(value) < 1e300 else math.inf  # an int may be too long for a float
+    try:
+        number = float(value)
+    except OverflowError:  # of an int; any range ends before that
+        number = math.inf
     if not low <= number <= high or (above and number == low):  # NaN is in no range
         raise RequestError(f"{name} is {value}; allowed is {allowed}")
 
