@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tritonclient.grpc as triton
 
 from hermes_deploy.client import Client
 from hermes_deploy.serving import Server
@@ -26,4 +27,11 @@ def server(artifact: Path) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def client(server: Server) -> Iterator[Client]:
     with Client(server.endpoints.grpc) as connected:
+        yield connected
+
+
+@pytest.fixture
+def raw(server: Server) -> Iterator[triton.InferenceServerClient]:
+    """Triton's own client: what our SDK would refuse to send can be sent with it."""
+    with triton.InferenceServerClient(server.endpoints.grpc) as connected:
         yield connected

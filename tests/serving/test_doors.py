@@ -2,92 +2,26 @@
 
 from __future__ import annotations
 
-import http.client
 import json
-import queue
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from hermes_deploy.chat import ChatTokenizer
 from hermes_deploy.client import Client, ContextTooLong, InvalidRequest
-from hermes_deploy.protocol.failures import parse_failure
 from hermes_deploy.protocol.tensors import ENGINE, ENSEMBLE
 from hermes_deploy.serving import Server
 from tests.serving.artifact import MAX_CONTEXT, MAX_SLOTS
+from tests.serving.raw_requests import failure, over_http, send, text
 
 DOORS = ("chat", "ensemble")
 MODELS = (ENGINE, ENSEMBLE)
 CHAT = [{"role": "user", "content": "hello"}]
-
-
-def over_http(server: Server, model: str, body: dict[str, Any]) -> tuple[int, list[dict[str, Any]]]:
-    """Status and events of Triton's generate_stream."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=60)
-    connection.request("POST", f"/v2/models/{model}/generate_stream", json.dumps(body))
-    answer = connection.getresponse()
-    lines = answer.read().decode().splitlines()
-    connection.close()
-    return answer.status, [json.loads(line.removeprefix("data: ")) for line in lines if line]
-
-
-@pytest.fixture
-def raw(server: Server) -> Iterator[triton.InferenceServerClient]:
-    """Triton's own client: what our SDK would refuse to send can be sent with it."""
-    with triton.InferenceServerClient(server.endpoints.grpc) as connected:
-        yield connected
-
-
-def send(raw: triton.InferenceServerClient, model: str, **inputs: npt.NDArray[Any]) -> list[dict[str, Any]]:
-    """Outputs of every response, as arrays by name. Raises what the server says."""
-    answers: queue.Queue[Any] = queue.Queue()
-    raw.start_stream(lambda result, error: answers.put(error or result))
-    tensors = []
-    for name, array in inputs.items():
-        tensor = triton.InferInput(name, list(array.shape), triton_dtype(array))
-        tensor.set_data_from_numpy(array)
-        tensors.append(tensor)
-    try:
-        raw.async_stream_infer(model, tensors, enable_empty_final_response=True)
-        outputs = []
-        while True:
-            answer = answers.get(timeout=60)
-            if isinstance(answer, Exception):
-                raise answer
-            response = answer.get_response()
-            if response.outputs:
-                outputs.append({o.name: answer.as_numpy(o.name) for o in response.outputs})
-            if response.parameters["triton_final_response"].bool_param:
-                return outputs
-    finally:
-        raw.stop_stream()
-
-
-def triton_dtype(array: npt.NDArray[Any]) -> str:
-    from tritonclient.utils import np_to_triton_dtype
-
-    return str(np_to_triton_dtype(array.dtype))
-
-
-def failure(raw: triton.InferenceServerClient, model: str, **inputs: npt.NDArray[Any]) -> tuple[str, str]:
-    """Code and message of the error that the server answers with."""
-    with pytest.raises(InferenceServerException) as failed:
-        send(raw, model, **inputs)
-    found = parse_failure(failed.value.message())
-    assert found is not None, failed.value.message()
-    return found
-
-
-def text(value: bytes) -> npt.NDArray[Any]:
-    return np.array([value], dtype=np.object_)
 
 
 def test_both_doors_stream_the_same_answer(client: Client) -> None:

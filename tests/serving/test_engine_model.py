@@ -116,6 +116,110 @@ def test_a_caller_that_has_gone_frees_the_slot(engine: Callable[..., Sender]) ->
     assert finished(waiting)[-1].tensors["finish_reason"].tolist() == [b"length"]
 
 
+@pytest.fixture
+def several() -> Iterator[tuple[Callable[..., Sender], FakeSession]]:
+    """As `engine`, with three slots."""
+    session = FakeSession(slots=3, max_context=1 << 15, vocab_size=256)
+    tokenizer = ChatTokenizer(TokenizerFiles(byte_tokenizer_json().encode(), CHATML, None, "<|im_end|>", ()))
+    config = demo_config().model_copy(update={"stop_ids": ()})
+    model = EngineModel(fake_triton, config, tokenizer, TokenLoop(session, queue_limit=1), slots=3)
+
+    def ask(n: int, max_tokens: int = 5, **inputs: Any) -> Sender:
+        given = {"input_ids": np.array([1, 2, 3]), "temperature": np.array([5], np.float32), **inputs}
+        request = Request(n=np.array([n], np.int32), max_tokens=np.array([max_tokens], np.int32), **given)
+        model.execute([request])
+        return request.sender
+
+    yield ask, session
+    model.close()
+
+
+def by_index(sender: Sender) -> dict[int, list[dict[str, Any]]]:
+    pieces: dict[int, list[dict[str, Any]]] = {}
+    for response in finished(sender):
+        assert response.error is None, response.error
+        pieces.setdefault(int(response.tensors.get("index", [0])[0]), []).append(response.tensors)
+    return pieces
+
+
+def test_several_answers_share_a_stream_that_ends_with_the_last(
+    several: tuple[Callable[..., Sender], FakeSession],
+) -> None:
+    ask, _ = several
+    pieces = by_index(ask(3, seed=np.array([1], np.uint64)))
+    assert sorted(pieces) == [0, 1, 2]
+    for answer in pieces.values():
+        assert [bytes(piece["finish_reason"][0]) for piece in answer] == [b""] * (len(answer) - 1) + [b"length"]
+        assert answer[-1]["completion_tokens"].tolist() == [5]
+
+
+def test_a_stop_text_ends_only_the_answer_that_it_is_in(several: tuple[Callable[..., Sender], FakeSession]) -> None:
+    ask, _ = several
+    seed = {"seed": np.array([1], np.uint64)}
+
+    def texts(**inputs: Any) -> list[tuple[str, bytes]]:
+        answers = by_index(ask(3, max_tokens=40, **seed, **inputs))
+        return [
+            (b"".join(p["text"][0] for p in answers[i]).decode(), answers[i][-1]["finish_reason"][0]) for i in range(3)
+        ]
+
+    free = [text for text, _ in texts()]
+    stop = next(c for c in free[1][5:] if c not in free[0] + free[2] + "\ufffd")
+    stopped = texts(stop=np.array([stop.encode()], np.object_))
+    assert stopped == [(free[0], b"length"), (free[1][: free[1].index(stop)], b"stop"), (free[2], b"length")]
+
+
+def test_a_caller_that_has_gone_frees_every_slot_that_it_had(
+    several: tuple[Callable[..., Sender], FakeSession],
+) -> None:
+    ask, _ = several
+    endless = ask(3, max_tokens=1 << 14)
+    endless.cancelled = True
+    assert {answer[-1]["finish_reason"][0] for answer in by_index(endless).values()} == {b"cancelled"}
+    assert by_index(ask(1))[0][-1]["finish_reason"][0] == b"length"
+
+
+def test_a_failure_of_one_answer_ends_them_all_and_frees_their_slots(
+    several: tuple[Callable[..., Sender], FakeSession],
+) -> None:
+    ask, session = several
+    started = threading.Event()
+
+    def spoil(logits: Any) -> Any:
+        if started.is_set():
+            logits[0] = np.nan
+        return logits
+
+    session.spoil = spoil
+    sender = ask(3, max_tokens=1 << 14)
+    assert eventually(lambda: len(sender.sent) > 3)
+    started.set()
+    last = finished(sender)[-1].tensors
+    assert (last["finish_reason"][0], last["error_code"][0]) == (b"error", b"INTERNAL")
+    session.spoil = lambda logits: logits
+    assert sorted(by_index(ask(3))) == [0, 1, 2]
+
+
+def test_more_answers_than_can_wait_are_refused_whole(several: tuple[Callable[..., Sender], FakeSession]) -> None:
+    ask, _ = several
+    endless = ask(3, max_tokens=1 << 14)
+    assert eventually(lambda: bool(endless.sent))
+    (only,) = finished(ask(2))
+    assert only.error is not None and str(only.error).startswith("RESOURCE_EXHAUSTED: ")
+    endless.cancelled = True
+    finished(endless)
+
+
+def test_more_answers_than_slots_are_refused_with_how_many_there_are(
+    several: tuple[Callable[..., Sender], FakeSession],
+) -> None:
+    (only,) = finished(several[0](4))
+    assert only.error is not None
+    assert str(only.error) == (
+        "INVALID_ARGUMENT: n is 4; this server has 3 slots, one for each answer, so allowed is 1 to 3"
+    )
+
+
 def test_a_fault_of_our_own_is_answered_and_logged(
     engine: Callable[..., Sender], capfd: pytest.CaptureFixture[str]
 ) -> None:
