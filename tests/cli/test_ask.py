@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.client.fake_triton import FakeTriton, inputs_of, messages_of, piece
+from tests.client.fake_triton import FakeTriton, floats, inputs_of, int32, int64s, messages_of, piece
 from tests.client.test_stream import endless, stuck
 
 
@@ -51,14 +51,56 @@ def test_text_is_written_while_the_answer_is_still_coming(triton: FakeTriton) ->
 
 
 def test_options_reach_the_server(triton: FakeTriton) -> None:
-    options = "--door ensemble --system s --max-tokens 3 --temperature 0 --top-p 0.5 --top-k 2 --seed 9"
+    options = (
+        "--door ensemble --system s --max-tokens 3 --min-tokens 1 --temperature 0 --top-p 0.5 --top-k 2 --min-p 0.1 "
+        "--repetition-penalty 1.1 --presence-penalty 0.5 --frequency-penalty -0.5 --seed 9 --ignore-eos --n 1"
+    )
     result = run(triton, "hello", *options.split(), "--stop", "a", "--stop", "b")
     assert result.returncode == 0, result.stderr
     request = triton.requests[0]
     assert request.model_name == "hermes"
     assert messages_of(request) == [{"role": "system", "content": "s"}, {"role": "user", "content": "hello"}]
     assert inputs_of(request)["stop"][1] == [2]
-    assert {"max_tokens", "temperature", "top_p", "top_k", "seed"} < set(inputs_of(request))
+    assert set(inputs_of(request)) == {
+        "messages",
+        "max_tokens",
+        "min_tokens",
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "repetition_penalty",
+        "presence_penalty",
+        "frequency_penalty",
+        "seed",
+        "ignore_eos",
+        "n",
+        "stop",
+    }
+
+
+def test_several_answers_are_printed_whole_each_under_its_number(triton: FakeTriton) -> None:
+    one = {"index": int32(1)}
+    triton.script = lambda _r, _c: iter(
+        (piece("a"), piece("x", more=one), piece("y", "stop", more=one), piece("b", "length", final=True))
+    )
+    result = run(triton, "?", "--n", "2")
+    assert (result.returncode, result.stdout) == (0, b"[1] xy\n\n[0] ab\n")
+
+
+def test_json_has_every_answer_and_the_log_probabilities_that_were_asked_for(triton: FakeTriton) -> None:
+    tokens = {"token_logprobs": floats(-0.5), "top_logprob_ids": int64s(7), "top_logprobs": floats(-0.5)}
+    triton.script = lambda _r, _c: iter(
+        (piece("a", "stop", more=tokens), piece("b", "length", more={**tokens, "index": int32(1)}, final=True))
+    )
+    result = run(triton, "?", "--n", "2", "--logprobs", "1", "--json")
+    document = json.loads(result.stdout)
+    logprobs = [{"token_id": 7, "logprob": -0.5, "top": [{"token_id": 7, "logprob": -0.5}]}]
+    assert document["choices"] == [
+        {"index": 0, "text": "a", "finish_reason": "stop", "logprobs": logprobs},
+        {"index": 1, "text": "b", "finish_reason": "length", "logprobs": logprobs},
+    ]
+    assert document["text"] == "a"
 
 
 def test_json_is_one_document_with_the_whole_answer(triton: FakeTriton) -> None:
@@ -67,7 +109,8 @@ def test_json_is_one_document_with_the_whole_answer(triton: FakeTriton) -> None:
     document = json.loads(result.stdout)
     assert document["text"] == "é!"
     assert document["finish_reason"] == "length"
-    assert document["usage"] == {"prompt_tokens": 4, "completion_tokens": 2}
+    assert document["usage"] == {"prompt_tokens": 4, "completion_tokens": 2, "cached_tokens": 0}
+    assert document["choices"] == [{"index": 0, "text": "é!", "finish_reason": "length"}]
     assert document["time_to_first_token_ms"] > 0
     assert document["tokens_per_second"] > 0
     assert result.stdout.count(b"\n") == 1
@@ -89,6 +132,9 @@ def test_the_question_can_come_from_standard_input(triton: FakeTriton) -> None:
         (("?", "--temperature", "-1"), b"", b"must be 0 (greedy) or more"),
         (("?", "--timeout", "0"), b"", b"more than 0, in seconds"),
         (("?", "--stop", ""), b"", b"stop text is empty"),
+        (("?", "--min-p", "2"), b"", b"min_p is 2.0; it must be from 0, which is off, to 1"),
+        (("?", "--n", "0"), b"", b"n is 0; it must be from 1"),
+        (("?", "--logprobs", "1"), b"", b"--logprobs is printed with --json only"),
     ],
 )
 def test_what_cannot_be_asked_is_one_clear_line_and_nothing_is_sent(
