@@ -128,12 +128,12 @@ def piece_response(pb_utils: Any, piece: Piece) -> Any:
 def _logprobs(
     logprobs: tuple[TokenLogprobs, ...], own: Tensor, top_ids: Tensor, top: Tensor
 ) -> list[tuple[Tensor, Any]]:
+    values: list[tuple[Tensor, Any]] = [(own, [token.logprob for token in logprobs])]
     alternatives = [pair for token in logprobs for pair in token.top]
-    return [
-        (own, [token.logprob for token in logprobs]),
-        (top_ids, [token for token, _ in alternatives]),
-        (top, [logprob for _, logprob in alternatives]),
-    ]
+    if alternatives:
+        values.append((top_ids, [token for token, _ in alternatives]))
+        values.append((top, [logprob for _, logprob in alternatives]))
+    return values
 
 
 def error_response(pb_utils: Any, error: RequestError) -> Any:

@@ -65,6 +65,7 @@ def test_log_probabilities_are_row_major(tokenizer: ChatTokenizer) -> None:
     assert piece["token_logprobs"] == [-1.0, -0.25]
     assert piece["top_logprob_ids"] == [1, 2, 3, 4]
     assert piece["top_logprobs"] == [-0.5, -1.0, -0.25, -8.0]
+    assert "top_logprobs" not in sent(answer, Delta((2,), logprobs=(TokenLogprobs(-1.0),)))
 
 
 @pytest.mark.parametrize("cut", [1, 3, 7])
