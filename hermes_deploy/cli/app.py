@@ -6,6 +6,7 @@ import typer
 
 from hermes_deploy import __version__
 from hermes_deploy.cli.ask import ask
+from hermes_deploy.cli.bench import bench
 from hermes_deploy.cli.build import build
 from hermes_deploy.cli.cache import cache
 from hermes_deploy.cli.doctor import doctor
@@ -40,6 +41,6 @@ def _top(
     pass
 
 
-for verb in (build, serve, ask, inspect, validate, doctor):
+for verb in (build, serve, ask, bench, inspect, validate, doctor):
     app.command()(verb)
 app.add_typer(cache)

@@ -1,0 +1,206 @@
+"""Puts the token loop's measures against what they must reach; prints a table, writes JSON.
+
+    .venv/bin/hermes-deploy build smollm2 --output build/smollm2
+    .venv/bin/hermes-deploy build smollm2 --recipe int4-awq-kv8 --output build/kv8
+    .venv/bin/hermes-deploy build smollm2 --max-context 8192 --max-slots 16 --output build/long
+    .venv/bin/python scripts/bench/token_loop.py [--rounds 3] [--only NAME,…] [--json docs/benchmarks/token_loop.json]
+
+Sides of a ratio take turns within one process tree; medians over the rounds with the least and the greatest.
+A part whose artifact is not there is left out and said so. For idle cores: nothing else should run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hermes_deploy.benchmarking import (
+    Limit,
+    Options,
+    Progress,
+    Report,
+    Row,
+    Sizes,
+    What,
+    bench,
+    independence,
+    long_prompt,
+    loop_cost,
+    open_artifact,
+    step_time,
+)
+from hermes_deploy.benchmarking.environment import machine_facts
+from hermes_deploy.benchmarking.report import Collected
+from hermes_deploy.benchmarking.run import FULL, MANY_AGAINST_ONE, SECOND_AGAINST_COLD
+
+LONG_PROMPT = 4000
+QUESTIONS, ANSWER = 24, 64
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--artifact", type=Path, default=Path("build/smollm2"), help="2,048 tokens, 8 slots")
+    parser.add_argument("--kv8", type=Path, default=Path("build/kv8"), help="the same with an 8-bit cache")
+    parser.add_argument("--long", type=Path, default=Path("build/long"), help="8,192 tokens, 8 slots or more")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", default=",".join(PARTS), help=f"of: {', '.join(PARTS)}")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    names = options.only.split(",")
+    if unknown := sorted(set(names) - set(PARTS)):
+        parser.error(f"--only names {', '.join(unknown)}; there are: {', '.join(PARTS)}")
+    report = Report({**machine_facts(), "rounds": options.rounds, "artifacts": {}}, (), ())
+    for name in names:
+        part, needs = PARTS[name]
+        for need in needs:
+            folder: Path = getattr(options, need)
+            if not folder.exists():
+                break
+            report.facts["artifacts"][need] = open_artifact(folder).facts()["artifact"]
+        else:
+            print(f"{name} ...", file=sys.stderr, flush=True)
+            report += part(options).limited(limit_of)
+            continue
+        report.facts.setdefault("missing", {})[name] = f"{folder} is not there; build it as the head of this file says"
+    print(f"{report.facts['machine']}\n{report.facts['versions']}\n\n{table(report)}")
+    if options.json:
+        document = json.dumps(report.document(), ensure_ascii=False, indent=2)
+        options.json.write_text(document + "\n", encoding="utf-8")
+    return 0 if all(row.reached is not False for row in report.rows) else 1
+
+
+def limit_of(what: What) -> Limit | None:
+    """What the issue asks of a row, None where it only wants it told."""
+    if what.measure == MANY_AGAINST_ONE and (what.where, what.streams) == ("in-process", 8):
+        return Limit(least=2.5)
+    if what.measure == FULL and what.where.startswith("server"):
+        return Limit(most=650) if "8-bit" in what.where else Limit(most=1300)
+    return {
+        long_prompt.STRETCHED: Limit(most=3),
+        SECOND_AGAINST_COLD: Limit(most=0.15),
+        loop_cost.COST: Limit(most=0.4),
+        step_time.SLOTS_RATIO: Limit(most=1.15),
+        step_time.LENGTH_RATIO: Limit(most=1.1),
+        independence.WIDEST: Limit(most=1e-2),
+    }.get(what.measure)
+
+
+def doors(options: argparse.Namespace) -> Report:
+    """8 streams against one, second turns, doors against in process; PSS at full slots."""
+    return bench(options.artifact, Options(streams=(1, 8), rounds=options.rounds), tell)
+
+
+def memory_kv8(options: argparse.Namespace) -> Report:
+    """The same memory with an 8-bit cache; one short round to have a server."""
+    sizes = Sizes(contexts=(128,), decoded=16)
+    asked = Options(streams=(1,), rounds=1, doors=("chat",), sizes=sizes)
+    report = bench(options.kv8, asked, tell)
+    rows = [row for row in report.rows if row.what.measure.startswith("PSS")]
+    named = tuple(Row(replace(row.what, where=f"{row.what.where}, 8-bit cache"), row.values) for row in rows)
+    return replace(report, rows=named, left_out=())
+
+
+def long_prompts(options: argparse.Namespace) -> Report:
+    """A 4,000-token prompt beside 1, 4 and 7 running chats, and alone."""
+    opened, found = open_artifact(options.long), Collected()
+    with closing(opened.in_process()) as door:
+        for number in range(options.rounds):
+            say(f"  round {number + 1}: alone")
+            long_prompt.measure_alone(door, opened.prompts, LONG_PROMPT, found)
+            for running in (1, 4, 7):
+                say(f"  round {number + 1}: beside {running}")
+                long_prompt.measure_beside(door, opened.prompts, running, LONG_PROMPT, found)
+    return found.report({})
+
+
+def loop(options: argparse.Namespace) -> Report:
+    """Scheduler, sampling and delivery at 8 streams over logits of the real model."""
+    opened, found = open_artifact(options.artifact), Collected()
+    with closing(opened.open_session(1, opened.max_context)) as session:
+        rows = loop_cost.prepared_logits(session, opened.prompts.of(512, 0).ids)
+    for _ in range(options.rounds):
+        loop_cost.measure_cost(rows, 8, loop_cost.GREEDY, "greedy", found)
+        loop_cost.measure_cost(rows, 8, loop_cost.DRAWN, "temperature 0.7, top_p 0.95", found)
+    return found.report({})
+
+
+def slots(options: argparse.Namespace) -> Report:
+    """Two of eight slots against an engine of two."""
+    opened, found = open_artifact(options.artifact), Collected()
+    ids = opened.prompts.of(128, 0).ids
+    with (
+        closing(opened.open_session(8, opened.max_context)) as eight,
+        closing(opened.open_session(2, opened.max_context)) as two,
+    ):
+        for active in ((0, 7), (2, 5), (6, 1)):
+            step_time.compare_slots(eight, two, active, ids, found, options.rounds)
+    return found.report({})
+
+
+def length(options: argparse.Namespace) -> Report:
+    """A step at position 128 with 8,192 tokens of cache against 2,048."""
+    short, long, found = open_artifact(options.artifact), open_artifact(options.long), Collected()
+    ids = short.prompts.of(128, 0).ids
+    with (
+        closing(short.open_session(8, short.max_context)) as few,
+        closing(long.open_session(8, long.max_context)) as many,
+    ):
+        for streams in (1, 8):
+            step_time.compare_lengths(many, few, streams, ids, found, options.rounds)
+    return found.report({})
+
+
+def independent(options: argparse.Namespace) -> Report:
+    """24 greedy answers alone, 8 at a time, and behind a cached prefix."""
+    opened, found = open_artifact(options.artifact), Collected()
+    prompts = opened.prompts.questions(QUESTIONS)
+    with closing(opened.open_session(1, opened.max_context)) as session:
+        lone = [independence.lone_answer(session, prompt, ANSWER) for prompt in prompts]
+    with closing(opened.in_process()) as door:
+        company = independence.answers_in_company(door, prompts, ANSWER, 8)
+        independence.compare(lone, company, independence.COMPANY, found)
+        behind = independence.answers_behind_prefix(door, prompts, ANSWER)
+        independence.compare(lone, behind, independence.REUSE, found)
+    return found.report({})
+
+
+Part = Callable[[argparse.Namespace], Report]
+PARTS: dict[str, tuple[Part, tuple[str, ...]]] = {
+    "doors": (doors, ("artifact",)),
+    "kv8": (memory_kv8, ("kv8",)),
+    "long-prompt": (long_prompts, ("long",)),
+    "loop": (loop, ("artifact",)),
+    "slots": (slots, ("artifact",)),
+    "length": (length, ("artifact", "long")),
+    "independence": (independent, ("artifact",)),
+}
+"""By the name that --only takes: the part, and the artifacts that it needs."""
+
+
+def tell(progress: Progress) -> None:
+    say(f"  {progress.done}/{progress.total}  {progress.what}")
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def table(report: Report) -> str:
+    lines = ["| measure | median | least | greatest | unit | must reach |", "|---|---|---|---|---|---|"]
+    for row in report.rows:
+        reached = {None: "", True: f"{row.limit}", False: f"**{row.limit}: NOT REACHED**"}[row.reached]
+        numbers = " | ".join(f"{value:,.4g}" for value in (row.median, min(row.values), max(row.values)))
+        lines.append(f"| {row.what} | {numbers} | {row.what.unit} | {reached} |")
+    missing: dict[str, Any] = report.facts.get("missing", {})
+    reasons = [(each.what, each.why) for each in report.left_out] + list(missing.items())
+    return "\n".join(lines + [""] * bool(reasons) + [f"- left out: {what}: {why}" for what, why in reasons])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
