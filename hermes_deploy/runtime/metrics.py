@@ -8,8 +8,13 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass, field
 
-REJECTIONS = ("queue_full", "too_long", "invalid", "unavailable")
-"""Why a request was refused before it was queued."""
+REJECTIONS = {
+    "RESOURCE_EXHAUSTED": "queue_full",
+    "OUT_OF_RANGE": "too_long",
+    "UNAVAILABLE": "unavailable",
+    "INVALID_ARGUMENT": "invalid",
+}
+"""Why a request was refused before it was queued, by the code that its caller gets."""
 ENDINGS = ("stop", "length", "cancelled", "error")
 
 _FAST = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 5.0)
@@ -50,7 +55,7 @@ class Metrics:
     output_tokens: int = 0
     engine_failures: int = 0
     endings: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ENDINGS, 0))
-    rejections: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REJECTIONS, 0))
+    rejections: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REJECTIONS.values(), 0))
     # histograms, seconds
     queue_time: Histogram = field(default_factory=lambda: Histogram(_SLOW))
     time_to_first_token: Histogram = field(default_factory=lambda: Histogram(_SLOW))

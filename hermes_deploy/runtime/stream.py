@@ -82,19 +82,21 @@ class TokenStream:
         self._finish: Finish | None = None
         self._error: RequestError | None = None
         self._ended = False
-        self._cancelled = False
+        self._cancelled: Finish | None = None
 
     def take(self, timeout: float | None = None) -> Delta | None:
         """Everything since the last take; waits for it at most `timeout` seconds, then gives None."""
         taken = take_any([self], timeout)
         return taken[1] if taken is not None else None
 
-    def cancel(self) -> None:
-        """Ends the request at the next step; its slot is free after that."""
-        self._cancelled = True
+    def cancel(self, finish: Finish = "cancelled") -> None:
+        """Ends the request at the next step; its slot is free after that. "stop": its text was complete."""
+        if self._cancelled is None:
+            self._cancelled = finish
 
     @property
-    def cancelled(self) -> bool:
+    def cancelled(self) -> Finish | None:
+        """As what the receiver wants it ended, None while it wants more."""
         return self._cancelled
 
     @property

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from hermes_deploy.errors import RequestError
 from hermes_deploy.runtime.admission import check
 from hermes_deploy.runtime.guarded_session import EngineFailed, GuardedSession
-from hermes_deploy.runtime.metrics import Metrics
+from hermes_deploy.runtime.metrics import REJECTIONS, Metrics
 from hermes_deploy.runtime.pace import Pace
 from hermes_deploy.runtime.picking import (
     CONSTRAINT_FAILED,
@@ -114,10 +114,13 @@ class TokenLoop:
         try:
             return self._submit(asked)
         except RequestError as error:
-            reasons = {"RESOURCE_EXHAUSTED": "queue_full", "OUT_OF_RANGE": "too_long", "UNAVAILABLE": "unavailable"}
-            with self._changed:
-                self.metrics.rejections[reasons.get(error.code, "invalid")] += 1
+            self.count_refusal(error)
             raise
+
+    def count_refusal(self, error: RequestError) -> None:
+        """A request was refused, here or before it came here."""
+        with self._changed:
+            self.metrics.rejections[REJECTIONS.get(error.code, "invalid")] += 1
 
     def close(self) -> None:
         """Ends what is in flight with an error, stops the thread, closes the session."""
@@ -217,8 +220,8 @@ class TokenLoop:
         """Frees the slots of those that were cancelled or are late, before anything is done for them again."""
         now = time.monotonic()
         for chat in list(self._chats.values()):
-            if chat.stream.cancelled:
-                self._end(chat, "cancelled")
+            if chat.stream.cancelled is not None:
+                self._end(chat, chat.stream.cancelled)
             elif chat.asked.deadline is not None and now >= chat.asked.deadline:
                 where = f"after {chat.generated} tokens" if chat.key in self._scheduler.running else "in the queue"
                 self._end(chat, "error", RequestError(f"the deadline passed {where}", "DEADLINE_EXCEEDED"))

@@ -9,6 +9,9 @@ travels in the piece. It ends all n: an answer that its caller cannot count on i
 from __future__ import annotations
 
 import json
+import os
+import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +25,8 @@ from hermes_deploy.repository.triton_parameters import MAX_CONTEXT, MAX_SLOTS, T
 from hermes_deploy.runtime.stream import TokenStream, take_any
 from hermes_deploy.runtime.token_loop import TokenLoop
 from hermes_deploy.serving.answer import Answer
-from hermes_deploy.serving.chat_requests import read_request
+from hermes_deploy.serving.chat_requests import Asked, read_request
+from hermes_deploy.serving.metrics import TritonMetrics
 from hermes_deploy.serving.sessions import open_session
 from hermes_deploy.serving.tensor_io import Piece, error_response, piece_response
 
@@ -31,6 +35,9 @@ QUEUE_LIMIT = 64
 
 CANCEL_POLL = 0.05
 """Seconds between looks at cancellation while no token comes."""
+
+LAST_WORDS = 2.0
+"""Seconds between the death of the engine and that of its process, in which callers are told."""
 
 
 class EngineModel:
@@ -43,6 +50,7 @@ class EngineModel:
         self._tokenizer = tokenizer
         self._loop = loop
         self._slots = slots
+        self._metrics = TritonMetrics(pb_utils, loop.metrics)
         # one more than the loop takes: there is always a thread that can tell a caller to come back later
         self._threads = ThreadPoolExecutor(slots + QUEUE_LIMIT + 1, thread_name_prefix="answer")
 
@@ -55,7 +63,7 @@ class EngineModel:
         config = read_engine_config(folder)
         session = open_session(config, parameters[TARGET], folder, slots=slots, max_context=max_context)
         tokenizer = ChatTokenizer.from_folder(folder)
-        loop = TokenLoop(session, queue_limit=QUEUE_LIMIT)
+        loop = TokenLoop(session, queue_limit=QUEUE_LIMIT, on_death=end_process)
         return cls(pb_utils, config, tokenizer, loop, slots=slots)
 
     def execute(self, requests: list[Any]) -> None:
@@ -65,13 +73,12 @@ class EngineModel:
     def close(self) -> None:
         self._loop.close()
         self._threads.shutdown()
+        self._metrics.close()
 
     def _answer(self, request: Any, sender: Any) -> None:
         reply = _Reply(self._triton, sender)
         try:
-            asked = read_request(
-                self._triton, request, self._tokenizer, self._config.sampling, self._stop_ids, self._slots
-            )
+            asked = self._read(request)
             answers = [Answer(self._tokenizer, one, asked.stop_texts) for one in asked.generations]
             streams = self._loop.submit_all(asked.generations)
             try:
@@ -84,6 +91,26 @@ class EngineModel:
         except Exception as error:  # this thread is all that answers the caller, who would wait forever
             traceback.print_exc()
             reply.fail(_internal(error))
+
+    def _read(self, request: Any) -> Asked:
+        try:
+            return read_request(
+                self._triton, request, self._tokenizer, self._config.sampling, self._stop_ids, self._slots
+            )
+        except RequestError as error:
+            self._loop.count_refusal(error)
+            raise
+
+
+def end_process(cause: str) -> None:
+    """Ends this process, loudly, once those who wait were told: a model that serves nothing must not look alive.
+
+    The guard sees it and ends the server, which is then started again by whoever watches it.
+    """
+    print(f"hermes_engine: the engine died: {cause}. This process ends now.", file=sys.stderr, flush=True)
+    end = threading.Timer(LAST_WORDS, os._exit, [70])
+    end.daemon = True
+    end.start()
 
 
 class _Reply:
@@ -111,7 +138,7 @@ class _Reply:
             stream, answer = open_answers.pop(at)
             piece = answer.piece(delta)
             if piece.finish_reason:
-                stream.cancel()  # a stop text that the loop does not know of
+                stream.cancel("stop")  # a stop text that the loop does not know of
             else:
                 # to the end: while this one has more, the others have their turn
                 open_answers.append((stream, answer))

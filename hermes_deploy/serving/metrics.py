@@ -89,7 +89,7 @@ FAMILIES: tuple[Family, ...] = (
     _one(
         "hermes_cancellations_total",
         "counter",
-        "requests that their caller cancelled or that a stop text ended early",
+        "requests that their caller cancelled, or whose caller went away",
         lambda m: m.endings["cancelled"],
     ),
     _by_reason("hermes_requests_finished_total", "requests that held a slot or a place, by end", lambda m: m.endings),

@@ -68,3 +68,27 @@ class Request:
 
 def get_input_tensor_by_name(request: Request, name: str) -> Tensor | None:
     return Tensor(name, request.inputs[name]) if name in request.inputs else None
+
+
+class MetricFamily:
+    """Series by labels, as numbers that a test may read. test_metrics.py runs on the real ones."""
+
+    COUNTER, GAUGE = "counter", "gauge"
+
+    def __init__(self, name: str, description: str, kind: str) -> None:
+        self.name, self.description, self.kind = name, description, kind
+
+    def Metric(self, labels: dict[str, str]) -> Series:
+        return Series(labels)
+
+
+@dataclass
+class Series:
+    labels: dict[str, str]
+    value: float = 0.0
+
+    def set(self, value: float) -> None:
+        self.value = value
+
+    def increment(self, value: float) -> None:
+        self.value += value

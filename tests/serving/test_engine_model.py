@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -233,3 +235,15 @@ class Broken(np.ndarray):  # type: ignore[type-arg]
     @property
     def dtype(self) -> Any:  # type: ignore[override]
         return np.dtype(np.int64)
+
+
+def test_a_dead_engine_ends_its_process_after_its_callers_were_told() -> None:
+    """The guard, which watches the model processes, then ends the server: test_lifecycle.py."""
+    program = (
+        "import time; from hermes_deploy.serving import engine_model as m; m.LAST_WORDS = 0.3\n"
+        "m.end_process('no such kernel'); print('told', flush=True); time.sleep(30)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=False)
+    assert ended.returncode == 70
+    assert ended.stdout == "told\n"
+    assert "the engine died: no such kernel" in ended.stderr

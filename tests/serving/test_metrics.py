@@ -48,7 +48,7 @@ def test_an_answer_and_a_refusal_are_counted(server: Server, client: Client) -> 
     before = scrape(server)
     client.ask("Hello", max_tokens=7, temperature=0)
     with pytest.raises(InvalidRequest):
-        client.ask("Hello", max_tokens=7, bad_words=[""])
+        client.ask("Hello", max_tokens=7, stop_token_ids=[99_999])
     rejected = 'hermes_requests_rejected_total{reason="invalid"}'
     eventually(server, rejected, before[rejected] + 1)
     seen = eventually(server, "hermes_output_tokens_total", before["hermes_output_tokens_total"] + 7)
