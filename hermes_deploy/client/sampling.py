@@ -158,9 +158,10 @@ class Sampling:
                 raise InvalidRequest(f"{name} is {value!r}; it takes {what}")
             object.__setattr__(self, name, tuple(value))
         bias: Any = self.logit_bias
-        if not isinstance(bias, Mapping | tuple):
+        pairs = tuple(bias.items()) if isinstance(bias, Mapping) else bias
+        if not isinstance(pairs, tuple) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
             raise InvalidRequest(f"logit_bias is {bias!r}; it takes a mapping of token id to number")
-        object.__setattr__(self, "logit_bias", tuple(bias.items()) if isinstance(bias, Mapping) else bias)
+        object.__setattr__(self, "logit_bias", pairs)
 
 
 def check_timeout(timeout: float | None) -> float | None:

@@ -141,6 +141,7 @@ def test_a_misspelt_option_is_refused(triton: FakeTriton, client: Client) -> Non
         ({"stop_token_ids": "3"}, "a list of token ids"),
         ({"stop_token_ids": [-1]}, "from 0 to"),
         ({"logit_bias": [5]}, "a mapping of token id to number"),
+        ({"logit_bias": ((5, 1, 2),)}, "a mapping of token id to number"),
         ({"logit_bias": {5: 101}}, "logit_bias of token 5 is 101; it must be from -100 to 100"),
         ({"logit_bias": {"5": 1}}, "whole number"),
         ({"system": "\ud83d"}, "lone surrogate U\\+D83D"),
