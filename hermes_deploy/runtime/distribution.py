@@ -8,8 +8,9 @@ Equal logits at the edge: top_k and typical_p keep all of them, as there; top_p 
 there is left to the sort. The result is a function of the row and the settings alone, to the last bit:
 every sum runs over arrays that this row alone makes.
 
-A row is not sorted. A token that lies `s` temperatures under the largest weighs exp(-s) of it, so what
-is left out under a floor is bounded; only where the bound does not decide is the whole row weighed.
+A row is not sorted. A token that lies `s` temperatures under the largest weighs exp(-s) of it, so what lies
+under a floor is bounded: of `top_p` alone `draw_near` decides nearly every pick by that, without weighing
+the whole row.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ Weights = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 _LOWEST = float(np.finfo(np.float32).min)
 _LIGHTEST = float(np.finfo(np.float32).tiny)
-_LEFT_OUT = 1e-3
-"""What all tokens under the first floor may weigh together, the likeliest token being 1."""
+_LEFT_OUT = 1e-2
+"""What all tokens under a floor may weigh together, the likeliest token being 1."""
 _NEVER_DRAWN = 37.0
 """exp(-37) < 2^-53: a random number cannot tell whether tokens that weigh less together are there."""
 _FIRST_SPREAD = 6.0
 """How many temperatures under the likeliest top_k tokens are looked for first."""
-_FEW, _CROWD = 192, 3000
-"""So many tokens over the first floor are looked at at once; with more than `_CROWD` the whole row is."""
+_FEW = 128
+"""So many tokens over the first floor are taken at once."""
 _FIRST_FLOOR = 1e-3
 """Weight, the likeliest being 1, over which the nucleus is looked for first where the whole row is weighed."""
 _SORTED = 2048
@@ -45,20 +46,17 @@ _BLOCK = 256
 
 
 class Weighed(NamedTuple):
-    """Tokens of one row, lower ids first.
+    """Tokens of one row.
 
     `logs` [n]: logit / temperature less that of the likeliest token; `weights` [n]: exp of it.
-    `missing`: the most that the tokens weigh together that are not here.
     """
 
     ids: npt.NDArray[np.int64]
     logs: npt.NDArray[np.float64]
     weights: npt.NDArray[np.float64]
-    missing: float
 
-    def only(self, which: npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> Weighed:
-        """Those of them, all others being excluded from now on."""
-        return Weighed(self.ids[which], self.logs[which], self.weights[which], 0.0)
+    def only(self, which: npt.NDArray[np.int64] | npt.NDArray[np.bool_] | slice) -> Weighed:
+        return Weighed(self.ids[which], self.logs[which], self.weights[which])
 
 
 def distribution(
@@ -69,14 +67,12 @@ def distribution(
     `row` [vocab], contiguous, holds no NaN; `top` is its largest value and finite. `temperature` is above 0.
     """
     by_count = 0 < sampling.top_k < len(row)
-    kept: Weighed | None
     if by_count:
         kept = _largest(row, top, sampling)
         if sampling.top_p < 1:
-            target = sampling.top_p * float(kept.weights.sum())
-            kept = _nucleus(kept, target, target)
+            kept = _nucleus(kept, sampling.top_p * float(kept.weights.sum()))
     elif sampling.top_p < 1:
-        kept = _nucleus_near(row, top, sampling) or _nucleus_of_all(row, top, sampling)
+        kept = _nucleus_of_all(row, top, sampling)
     elif sampling.min_p == 0 and sampling.typical_p == 1:
         return None, _weigh_all(row, top, sampling.temperature)
     else:
@@ -84,8 +80,7 @@ def distribution(
         # of min_p a little more, so that rounding drops none
         spread = min(never, 1e-3 - math.log(sampling.min_p)) if sampling.min_p > 0 else never
         near = row >= _floor(top, sampling.temperature, spread)
-        kept = _weigh(row, top, sampling.temperature, near.nonzero()[0], 0.0)
-    assert kept is not None, "an exact target has an answer"
+        kept = _weigh(row, top, sampling.temperature, near.nonzero()[0])
     if sampling.min_p > 0:
         kept = kept.only(kept.weights >= sampling.min_p)
     if sampling.typical_p < 1:
@@ -102,6 +97,37 @@ def draw(weights: Weights, uniform: float) -> int:
     block, rest = _pass(sums.cumsum(dtype=np.float64), uniform)
     first = block * _BLOCK
     return first + _pass(weights[first : first + _BLOCK].cumsum(dtype=np.float64), rest)[0]
+
+
+def draw_near(row: npt.NDArray[np.float32], top: float, sampling: Sampling, uniform: float) -> int | None:
+    """The token that `distribution` and `draw` give, where the tokens near the likeliest decide it, else None.
+
+    What the others weigh is bounded by how many there are. The bounds give a smallest and a largest nucleus;
+    where `uniform` falls on the same token in both, it does so in the true one. Takes the arguments of
+    `distribution`, of which `top_p` is the only limit.
+    """
+    temperature, vocab = sampling.temperature, len(row)
+    spread = math.log(vocab / _LEFT_OUT)
+    near = row >= _floor(top, temperature, spread)
+    count = int(np.count_nonzero(near))
+    missing = (vocab - count) * _LEFT_OUT / vocab
+    if count > _FEW:  # finding them one by one is what takes time: those that weigh little together are only counted
+        spread = math.log(count / _LEFT_OUT)
+        near = row >= _floor(top, temperature, spread)
+        if np.count_nonzero(near) > _SORTED:
+            return None
+        missing += _LEFT_OUT
+    # a float32 floor may lie a little higher than meant, and what is under it weigh a little more
+    missing *= math.exp(min(1.0, (abs(top) + spread * temperature) * 2**-23 / temperature))
+    kept = _weigh(row, top, temperature, near.nonzero()[0])
+    order = (-kept.logs).argsort(kind="stable")
+    running = kept.weights[order].cumsum()
+    mass = float(running[-1])
+    least, most = running.searchsorted((sampling.top_p * mass, sampling.top_p * (mass + missing)))
+    if most == len(running):
+        return None
+    first, last = running.searchsorted((uniform * running[least], uniform * running[most]), side="right")
+    return int(kept.ids[order[first]]) if first == last <= least else None
 
 
 def _pass(running: npt.NDArray[np.float64], uniform: float) -> tuple[int, float]:
@@ -131,9 +157,7 @@ def _peak(top: float, temperature: float) -> float:
     return float(np.float32(top) / divisor) if divisor > 0 else math.inf
 
 
-def _weigh(
-    row: npt.NDArray[np.float32], top: float, temperature: float, ids: npt.NDArray[np.int64], missing: float
-) -> Weighed:
+def _weigh(row: npt.NDArray[np.float32], top: float, temperature: float, ids: npt.NDArray[np.int64]) -> Weighed:
     values, peak = row[ids], _peak(top, temperature)
     if math.isfinite(peak):
         # divided in float32: what transformers rounds is rounded here
@@ -141,7 +165,7 @@ def _weigh(
         logs = np.subtract(scaled, peak, dtype=np.float64)
     else:
         logs = (values.astype(np.float64) - top) / temperature
-    return Weighed(ids, logs, np.exp(logs), missing)
+    return Weighed(ids, logs, np.exp(logs))
 
 
 def _weigh_all(row: npt.NDArray[np.float32], top: float, temperature: float) -> npt.NDArray[np.float32]:
@@ -165,33 +189,13 @@ def _largest(row: npt.NDArray[np.float32], top: float, sampling: Sampling) -> We
     while np.count_nonzero(near) < sampling.top_k and spread < never:
         spread = min(1.4 * spread, never)
         near = row >= _floor(top, sampling.temperature, spread)
-    kept = _weigh(row, top, sampling.temperature, near.nonzero()[0], 0.0)
+    kept = _weigh(row, top, sampling.temperature, near.nonzero()[0])
     place = len(kept.ids) - sampling.top_k
     return kept.only(kept.logs >= np.partition(kept.logs, place)[place]) if place > 0 else kept
 
 
-def _nucleus_near(row: npt.NDArray[np.float32], top: float, sampling: Sampling) -> Weighed | None:
-    """The nucleus (Holtzman et al. 2020), if the tokens near the likeliest decide it."""
-    temperature, vocab = sampling.temperature, len(row)
-    spread = math.log(vocab / _LEFT_OUT)
-    near = row >= _floor(top, temperature, spread)
-    count = int(np.count_nonzero(near))
-    if count > _CROWD:
-        return None
-    missing = (vocab - count) * _LEFT_OUT / vocab
-    if count > _FEW:  # finding them one by one is what takes time: those that together weigh little are only counted
-        spread = math.log(count / _LEFT_OUT)
-        near = row >= _floor(top, temperature, spread)
-        missing += _LEFT_OUT
-    # a float32 floor may lie a little higher than meant, and what is under it weigh a little more
-    missing *= math.exp(min(1.0, (abs(top) + spread * temperature) * 2**-23 / temperature))
-    kept = _weigh(row, top, temperature, near.nonzero()[0], missing)
-    mass = float(kept.weights.sum())
-    return _nucleus(kept, sampling.top_p * mass, sampling.top_p * (mass + missing))
-
-
 def _nucleus_of_all(row: npt.NDArray[np.float32], top: float, sampling: Sampling) -> Weighed:
-    """The nucleus, by the mass of the whole row."""
+    """The nucleus (Holtzman et al. 2020), by the mass of the whole row."""
     temperature = sampling.temperature
     weights = _weigh_all(row, top, temperature)
     total = float(weights.sum())
@@ -204,30 +208,30 @@ def _nucleus_of_all(row: npt.NDArray[np.float32], top: float, sampling: Sampling
         floor = max(floor * _FIRST_FLOOR, share)
         ids = (weights >= floor).nonzero()[0]
     if len(ids) > _SORTED:
-        return _weigh(row, top, temperature, ids[_fewest(-row[ids], weights[ids], target)], 0.0)
-    kept = _nucleus(_weigh(row, top, temperature, ids, 0.0), target, target)
-    assert kept is not None, "an exact target has an answer"
-    return kept
+        return _ordered(_weigh(row, top, temperature, ids[_fewest(-row[ids], weights[ids], target)]))
+    return _nucleus(_weigh(row, top, temperature, ids), target)
 
 
-def _nucleus(kept: Weighed, low: float, high: float) -> Weighed | None:
-    """The fewest, heaviest first, that weigh `low` to `high`; None where these are not one answer."""
+def _nucleus(kept: Weighed, target: float) -> Weighed:
+    """The fewest, heaviest first, that weigh `target`; they come in that order unless they are very many."""
     mass = float(kept.weights.sum())
     # tokens that are lighter than an even share of what is over are not needed, even together
-    while len(kept.ids) > _NARROWED and mass > high:
-        needed = (kept.weights >= 0.999 * (mass - high) / len(kept.ids)).nonzero()[0]
+    while len(kept.ids) > _NARROWED and mass > target:
+        needed = (kept.weights >= 0.999 * (mass - target) / len(kept.ids)).nonzero()[0]
         if 2 * len(needed) > len(kept.ids):
             break
         kept = kept.only(needed)
         mass = float(kept.weights.sum())
     if len(kept.ids) > _SORTED:
-        return kept.only(_fewest(-kept.logs, kept.weights, low)) if low == high else None
-    order = (-kept.logs).argsort(kind="stable")
-    running = kept.weights[order].cumsum()
-    last = int(running.searchsorted(low))
-    if low != high and last != int(running.searchsorted(high)):
-        return None
-    return kept.only(order[: last + 1])
+        return _ordered(kept.only(_fewest(-kept.logs, kept.weights, target)))
+    kept = _ordered(kept)
+    last = int(kept.weights.cumsum().searchsorted(target))
+    return kept.only(slice(last + 1))
+
+
+def _ordered(kept: Weighed) -> Weighed:
+    """Heaviest first, as `draw_near` has them too, who knows of no more than these."""
+    return kept.only((-kept.logs).argsort(kind="stable")) if len(kept.ids) <= _SORTED else kept
 
 
 def _fewest(keys: Weights, weights: Weights, target: float) -> npt.NDArray[np.int64]:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hermes_deploy.errors import RequestError
-from hermes_deploy.runtime.distribution import distribution, draw
+from hermes_deploy.runtime.distribution import distribution, draw, draw_near
 from hermes_deploy.runtime.logprobs import prompt_logprobs, token_logprobs
 from hermes_deploy.runtime.processors import constrain, processors_of
 from hermes_deploy.runtime.sampling import MOST_LOGPROBS, Constraint, Sampling, TokenLogprobs, check_whole
@@ -59,6 +59,7 @@ class Sampler:
         self.logprobs = logprobs
         self.failure: Exception | None = None
         self._constraint = constraint
+        self._by_top_p = sampling.top_p < 1 and sampling.top_k == sampling.min_p == 0 and sampling.typical_p == 1
         self._processors = processors_of(sampling, prompt, stop_ids, min_tokens)
         # spawn_key keeps seeds and indices apart, which one sequence of both would not for seeds over 2^32
         stream = np.random.SeedSequence(sampling.seed, spawn_key=(index,))
@@ -80,8 +81,12 @@ class Sampler:
         """The id drawn from the processed `row` [vocab], whose largest logit is `top`, at `likeliest`."""
         if self.sampling.temperature == 0:
             return likeliest
+        uniform = self._generator.random()
+        token = draw_near(row, top, self.sampling, uniform) if self._by_top_p else None
+        if token is not None:
+            return token
         ids, weights = distribution(row, top, self.sampling)
-        place = draw(weights, self._generator.random())
+        place = draw(weights, uniform)
         return place if ids is None else int(ids[place])
 
     def record(self, token: int) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.generation import logits_process as theirs
 
-from hermes_deploy.runtime.distribution import distribution, draw
+from hermes_deploy.runtime.distribution import distribution, draw, draw_near
 from hermes_deploy.runtime.picking import Sampler, pick
 from hermes_deploy.runtime.sampling import Sampling
 
@@ -109,8 +109,10 @@ def assert_same(
     off = np.abs(got - theirs_of(row, s, answer, stop_ids, min_tokens, torch.float32)).max()
     if off > 1e-6:
         # which of equal logits top_p keeps is up to torch's sort: they are compared as a group
+        scaled = processed / np.float32(s.temperature)
+
         def grouped(probabilities: Probabilities) -> Probabilities:
-            return probabilities[np.lexsort((probabilities, processed))]
+            return probabilities[np.lexsort((probabilities, scaled))]
 
         # and typical_p of nearly equal logits is by the rounding of float32, so float64 counts too
         near = [
@@ -266,6 +268,30 @@ def test_penalties_and_limits_together_are_those_of_transformers(
 def test_the_vocabulary_of_a_model_gives_the_probabilities_of_transformers(kind: str, s: Sampling) -> None:
     for seed in range(3):
         assert_same(made(kind, 49_152, seed), s)
+
+
+@settings(max_examples=150, deadline=None)
+@given(row=ROWS, temperature=TEMPERATURES, top_p=SHARES)
+def test_a_pick_by_the_tokens_near_the_likeliest_is_the_one_of_the_whole_row(
+    row: Row, temperature: float, top_p: float
+) -> None:
+    s, top = Sampling(temperature, top_p=top_p), float(row.max())
+    ids, weights = distribution(row, top, s)
+    assert ids is not None
+    running = np.cumsum(weights) / np.sum(weights)
+    for uniform in np.linspace(0, 1, 300, endpoint=False) + 1e-4:
+        token = draw_near(row, top, s, uniform)
+        # at the very edge between two tokens either may come
+        if token is not None and np.abs(running - uniform).min() > 1e-6:
+            assert token == ids[draw(weights, uniform)]
+
+
+def test_nearly_every_pick_of_a_model_is_decided_near_the_likeliest() -> None:
+    row = made("normal", 49_152, 0) - np.float32(2)
+    row[[7, 70, 700, 7000, 40_000]] = [17, 16.5, 16, 14, 13]
+    for s in (Sampling(0.7, top_p=0.95), Sampling(0.2, top_p=0.9)):
+        picks = [draw_near(row, float(row.max()), s, (i + 0.5) / 200) for i in range(200)]
+        assert picks.count(None) < 20
 
 
 LIMITS: list[dict[str, Any]] = [
