@@ -117,8 +117,8 @@ def draw_near(row: npt.NDArray[np.float32], top: float, sampling: Sampling, unif
         if np.count_nonzero(near) > _SORTED:
             return None
         missing += _LEFT_OUT
-    # a float32 floor may lie a little higher than meant, and what is under it weigh a little more
-    missing *= math.exp(min(1.0, (abs(top) + spread * temperature) * 2**-23 / temperature))
+    # quotients are rounded to float32: what is under the floor may weigh a little more, with huge logits anything
+    missing *= math.exp(min(700.0, (abs(top) + spread * temperature) * 2**-23 / temperature))
     kept = _weigh(row, top, temperature, near.nonzero()[0])
     order = (-kept.logs).argsort(kind="stable")
     running = kept.weights[order].cumsum()
