@@ -201,6 +201,18 @@ def test_a_copy_in_two_parts_is_a_copy(subject: Subject) -> None:
     assert close(subject, found[1], subject.expected(np.append(text, 9))[-1])
 
 
+def test_a_row_that_only_ever_was_copied_into_decodes_beside_any_other(subject: Subject) -> None:
+    text = chats()
+    read(subject, 0, text[0, :20])
+    read(subject, 1, text[1, :6])
+    subject.session.copy(0, 3, 0, 20)
+    for position in range(20, 23):
+        at = np.array([position - 14, position])
+        found = subject.session.decode([1, 3], np.array([text[1, at[0]], text[0, at[1]]]), at)
+        expected = np.stack([subject.expected(text[1])[at[0]], subject.expected(text[0])[at[1]]])
+        assert close(subject, found, expected)
+
+
 def test_logits_may_be_changed_by_the_caller_and_change_no_later_answer(subject: Subject) -> None:
     text = chats()[3, :12]
     expected = subject.expected(text)
