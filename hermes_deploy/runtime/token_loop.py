@@ -27,15 +27,15 @@ from hermes_deploy.runtime.admission import check
 from hermes_deploy.runtime.guarded_session import EngineFailed, GuardedSession
 from hermes_deploy.runtime.metrics import REJECTIONS, Metrics
 from hermes_deploy.runtime.pace import Pace
-from hermes_deploy.runtime.picking import (
+from hermes_deploy.runtime.sampling import (
     CONSTRAINT_FAILED,
     NOT_FINITE,
     NOTHING_ALLOWED,
     Sampler,
+    TokenLogprobs,
     pick,
     prompt_logprobs,
 )
-from hermes_deploy.runtime.sampling import TokenLogprobs
 from hermes_deploy.runtime.scheduler import Chunk, Copy, Scheduler, Ticket
 from hermes_deploy.runtime.session import Session
 from hermes_deploy.runtime.stream import Finish, Generation, TokenStream

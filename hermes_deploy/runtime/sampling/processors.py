@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from hermes_deploy.runtime.sampling import Constraint, Sampling
+from hermes_deploy.runtime.sampling.settings import Constraint, Sampling
 
 _LARGEST = np.finfo(np.float32).max
 

@@ -12,15 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hermes_deploy.errors import RequestError
-from hermes_deploy.runtime.picking import (
+from hermes_deploy.runtime.sampling import (
     CONSTRAINT_FAILED,
     NOT_FINITE,
     NOTHING_ALLOWED,
     Sampler,
+    Sampling,
+    TokenLogprobs,
     pick,
     prompt_logprobs,
 )
-from hermes_deploy.runtime.sampling import Sampling, TokenLogprobs
 
 Rows = npt.NDArray[np.float32]
 NO_PROMPT = np.empty(0, dtype=np.int64)

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from hermes_deploy.errors import RequestError
-from hermes_deploy.runtime.distribution import distribution, draw, draw_near
-from hermes_deploy.runtime.logprobs import prompt_logprobs, token_logprobs
-from hermes_deploy.runtime.processors import constrain, processors_of
-from hermes_deploy.runtime.sampling import MOST_LOGPROBS, Constraint, Sampling, TokenLogprobs, check_whole
+from hermes_deploy.runtime.sampling.distribution import distribution, draw, draw_near
+from hermes_deploy.runtime.sampling.logprobs import prompt_logprobs, token_logprobs
+from hermes_deploy.runtime.sampling.processors import constrain, processors_of
+from hermes_deploy.runtime.sampling.settings import MOST_LOGPROBS, Constraint, Sampling, TokenLogprobs, check_whole
 
 __all__ = ["CONSTRAINT_FAILED", "NOTHING_ALLOWED", "NOT_FINITE", "Sampler", "pick", "prompt_logprobs"]
 

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.generation import logits_process as theirs
 
-from hermes_deploy.runtime.distribution import distribution, draw, draw_near
-from hermes_deploy.runtime.picking import Sampler, pick
 from hermes_deploy.runtime.sampling import Sampling
+from hermes_deploy.runtime.sampling.distribution import distribution, draw, draw_near
+from hermes_deploy.runtime.sampling.picking import Sampler, pick
 
 Row = npt.NDArray[np.float32]
 Probabilities = npt.NDArray[np.float64]

@@ -21,8 +21,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hermes_deploy.runtime.sampling import Sampling
-from hermes_deploy.runtime.selection import reach
+from hermes_deploy.runtime.sampling.selection import reach
+from hermes_deploy.runtime.sampling.settings import Sampling
 
 Weights = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from hermes_deploy.errors import RequestError
-from hermes_deploy.runtime.sampling import TokenLogprobs
-from hermes_deploy.runtime.selection import heaviest
+from hermes_deploy.runtime.sampling.selection import heaviest
+from hermes_deploy.runtime.sampling.settings import TokenLogprobs
 
 
 def token_logprobs(row: npt.NDArray[np.float32], peak: float, token: int, top: int) -> TokenLogprobs:
