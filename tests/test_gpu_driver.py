@@ -70,7 +70,7 @@ def test_what_the_driver_measures_notices_answers_from_a_wrong_row() -> None:
     import numpy as np
 
     from tests.runtime.fake_session import FakeSession
-    from tests.runtime.session_subjects import VOCAB, fake_logits
+    from tests.runtime.sessions.session_subjects import VOCAB, fake_logits
 
     tokens = np.random.default_rng(0).integers(0, VOCAB, (4, 64))
     expected = np.stack([fake_logits(row) for row in tokens])

@@ -26,7 +26,7 @@ _PACKAGES = (
 def machine_facts() -> dict[str, Any]:
     """`threads`: what a CPU session runs with. `load`: runnable processes, a mean over the last minute: more
     than none of ours means that something else shares the cores."""
-    from hermes_deploy.runtime.ort_cpu import physical_cores
+    from hermes_deploy.runtime.sessions.ort_cpu import physical_cores
 
     versions = {name: found for name in _PACKAGES if (found := installed(name)) is not None}
     return {

@@ -1,4 +1,4 @@
-"""Does an answer depend on who else is asking? Greedy answers alone, in company, and behind a shared prefix.
+"""Does an answer depend on who else is asking? Greedy answers alone, in company, and with their prompt in the cache.
 
 An engine computes a batch, or a prompt in other pieces, by other kernels, in another order of sums: the last
 bits of logits differ. Where the two best tokens are that close, another one is picked and the answer goes on
@@ -20,7 +20,7 @@ from hermes_deploy.benchmarking.report import Collected, What
 from hermes_deploy.runtime.session import Session
 
 DIFFER, WIDEST, EARLIEST = "answers that differ", "widest of two best logits there", "earliest difference"
-COMPANY, REUSE = "in company", "behind a cached prefix"
+COMPANY, HALF, AGAIN = "in company", "half of its prompt in the cache", "all of its prompt in the cache"
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,12 @@ def answers_in_company(door: InProcess, prompts: Sequence[Prompt], tokens: int, 
     return found
 
 
-def answers_behind_prefix(door: InProcess, prompts: Sequence[Prompt], tokens: int) -> list[Timeline]:
-    """Each alone, right after a chat that has the first half of its prompt."""
+def answers_behind_prefix(door: InProcess, prompts: Sequence[Prompt], tokens: int, share: float) -> list[Timeline]:
+    """Each alone, right after a chat that has the first `share` of its prompt; of all of it the last token is read."""
     found = []
     for prompt in prompts:
-        half = Prompt((), prompt.ids[: max(1, len(prompt.ids) // 2)])
-        await_all(door.ask([half], 1))
+        before = Prompt((), prompt.ids[: max(1, int(len(prompt.ids) * share))])
+        await_all(door.ask([before], 1))
         found += await_all(door.ask([prompt], tokens))
     return found
 

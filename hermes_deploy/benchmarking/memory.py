@@ -1,7 +1,7 @@
 """Memory of a process tree by PSS, with the KV cache counted once and all of it. Linux.
 
 PSS shares a page between all that map it. The cache of a CPU session is one anonymous memory file
-(`runtime/cache_memory.py`) that is mapped several times over: a page that no mapping has touched since its
+(`runtime/sessions/cache_memory.py`) that is mapped several times over: a page that no mapping has touched since its
 view went is in nobody's PSS and in memory all the same. So the file's mappings are taken out of the sum and
 what the system has handed out for the file is put in.
 """

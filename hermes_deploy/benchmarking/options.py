@@ -9,6 +9,8 @@ from hermes_deploy.errors import UsageError
 
 MOST_STREAMS = 1024
 MOST_ROUNDS = 1000
+MOST_FILLED = 1 << 16
+"""Tokens that all slots together may have where they are filled: some minutes on a small model."""
 _SLACK = 16
 """Tokens by which an answer may grow when it is text and becomes tokens again."""
 
@@ -115,7 +117,13 @@ def make_plan(options: Options, max_slots: int, max_context: int, turn_tokens: i
             left_out[f"decode, {context:,} tokens"] = "--quick"
     if not sizes.full:
         left_out["PSS with all slots full"] = "--quick" if options.quick else "it was not asked for"
-    return Plan(prefill, tuple(decode), turns, sizes.full, left_out)
+    full = sizes.full and max_slots * max_context <= MOST_FILLED
+    if sizes.full and not full:
+        left_out["PSS with all slots full"] = (
+            f"{max_slots} slots x {max_context:,} tokens take too long to fill; at most {MOST_FILLED:,} tokens are. "
+            "Measure an artifact of fewer slots or less context"
+        )
+    return Plan(prefill, tuple(decode), turns, full, left_out)
 
 
 def _too_long(needed: int, max_context: int) -> str:

@@ -189,7 +189,7 @@ class _Run:
         for name, size in (
             (measure, memory.total),
             (f"{measure}: of it the KV cache", memory.cache_used),
-            (f"{measure}: sum of PSS as the kernel says", memory.pss),
+            (f"{measure}: by the kernel alone", memory.pss),
         ):
             self._found.keep(What(name, "MB", whose), size / 1e6)
 

@@ -9,7 +9,7 @@ from hermes_deploy.engines.sidecar import EngineSidecar, TensorEntry, read_sidec
 from hermes_deploy.errors import ServeError
 from hermes_deploy.repository.engine_config import EngineConfig
 from hermes_deploy.runtime.session import Session
-from hermes_deploy.runtime.tensorrt_session import PlanFacts, TensorFacts, open_tensorrt
+from hermes_deploy.runtime.sessions.tensorrt import PlanFacts, TensorFacts, open_tensorrt
 
 
 def open_session(config: EngineConfig, target: str, folder: Path, *, slots: int, max_context: int) -> Session:
@@ -28,10 +28,10 @@ def open_session(config: EngineConfig, target: str, folder: Path, *, slots: int,
         said = plan_facts(read_sidecar(model.parent, verify=False))
         return open_tensorrt(model, said, slots=slots, max_context=max_context)
     if target == "cuda":
-        from hermes_deploy.runtime.ort_cuda import open_ort_cuda
+        from hermes_deploy.runtime.sessions.ort_cuda import open_ort_cuda
 
         return open_ort_cuda(model, slots=slots, max_context=max_context)
-    from hermes_deploy.runtime.ort_cpu import OrtCpuSession
+    from hermes_deploy.runtime.sessions.ort_cpu import OrtCpuSession
 
     return OrtCpuSession(model, slots=slots, max_context=max_context)
 

@@ -28,7 +28,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from hermes_deploy.errors import GateError
 from hermes_deploy.quantization.nvfp4_twin import nvfp4_twin
-from hermes_deploy.runtime.ort_cpu import physical_cores
+from hermes_deploy.runtime.sessions.ort_cpu import physical_cores
 from hermes_deploy.verification.late_weights import wait_for_inputs
 
 CHUNK = 256

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from hermes_deploy.runtime.ort_cpu import physical_cores
+from hermes_deploy.runtime.sessions.ort_cpu import physical_cores
 from hermes_deploy.verification.intervals import Interval, bootstrap
 
 Float = npt.NDArray[np.float32]

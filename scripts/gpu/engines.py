@@ -23,9 +23,9 @@ from hermes_deploy.graphs import GraphSpec, build_decoder, save_model
 from hermes_deploy.machine import buildable, gpus
 from hermes_deploy.quantization import Preparation, quantize
 from hermes_deploy.recipes import load_recipe
-from hermes_deploy.runtime.ort_rows import open_rows_on_cpu
 from hermes_deploy.runtime.session import Session
-from hermes_deploy.runtime.tensorrt_session import open_tensorrt
+from hermes_deploy.runtime.sessions.ort_rows import open_rows_on_cpu
+from hermes_deploy.runtime.sessions.tensorrt import open_tensorrt
 from hermes_deploy.serving.sessions import plan_facts
 from hermes_deploy.targets import TARGETS, Target
 
@@ -88,7 +88,7 @@ def open_engine(kind: Kind, folder: Path, *, slots: int, chunk: int, dry: bool) 
         dialect = record(kind).dialect
         return open_rows_on_cpu(graph, dialect=dialect, slots=slots, prefill_chunk=chunk)
     if kind == "cuda":
-        from hermes_deploy.runtime.ort_cuda import open_ort_cuda
+        from hermes_deploy.runtime.sessions.ort_cuda import open_ort_cuda
 
         return open_ort_cuda(graph, slots=slots, prefill_chunk=chunk)
     said = plan_facts(read_sidecar(graph.parent))

@@ -53,7 +53,7 @@ def build(trt: Any, logger: Any, capability: str) -> Any:
 
 
 def run(engine: Any) -> bool:
-    from hermes_deploy.runtime.cuda_memory import CudaMemory
+    from hermes_deploy.runtime.sessions.cuda_memory import CudaMemory
 
     memory = CudaMemory()
     context = engine.create_execution_context()

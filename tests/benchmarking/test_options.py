@@ -47,6 +47,13 @@ def test_quick_says_what_it_leaves_out() -> None:
 
 
 def test_the_whole_measurement_leaves_nothing_out_where_there_is_room() -> None:
-    plan = make_plan(Options(), max_slots=16, max_context=8192, turn_tokens=20)
+    plan = make_plan(Options(), max_slots=16, max_context=2048, turn_tokens=20)
     assert plan.left_out == {}
+    assert plan.full
     assert len(plan.decode) == 4 * len(Sizes().contexts)
+
+
+def test_slots_that_take_too_long_to_fill_are_left_out() -> None:
+    plan = make_plan(Options(), max_slots=16, max_context=8192, turn_tokens=20)
+    assert not plan.full
+    assert "16 slots x 8,192 tokens" in plan.left_out["PSS with all slots full"]

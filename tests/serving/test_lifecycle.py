@@ -134,7 +134,7 @@ def test_what_serving_imports_is_neither_torch_nor_transformers_nor_onnx() -> No
     code = """
 import sys
 import hermes_deploy.serving.server, hermes_deploy.serving.engine_model, hermes_deploy.serving.preprocess
-import hermes_deploy.serving.postprocess, hermes_deploy.runtime.ort_cpu
+import hermes_deploy.serving.postprocess, hermes_deploy.runtime.sessions.ort_cpu
 print(sorted({"torch", "transformers", "onnx", "onnx_ir", "tritonclient", "pytriton"} & set(sys.modules)))
 """
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -11,7 +11,7 @@ from hermes_deploy.errors import ArtifactError, ServeError
 from hermes_deploy.machine import runnable
 from hermes_deploy.protocol.tensors import ENGINE
 from hermes_deploy.repository.engine_config import EngineConfig, EngineTarget, read_engine_config
-from hermes_deploy.runtime.ort_cpu import OrtCpuSession
+from hermes_deploy.runtime.sessions.ort_cpu import OrtCpuSession
 from hermes_deploy.serving.sessions import open_session
 from hermes_deploy.targets import TARGETS
 from tests.serving.artifact import MAX_CONTEXT, MAX_SLOTS

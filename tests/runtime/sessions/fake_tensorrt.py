@@ -2,7 +2,7 @@
 
 It reads and writes the very addresses that were set and refuses what TensorRT's documentation refuses:
 shapes outside the profile, addresses that are not aligned, past and present apart. Nothing that a test sees
-here says that TensorRT does the same; `test_tensorrt_session` holds its names against the real package.
+here says that TensorRT does the same; `test_gpu_sessions` holds its names against the real package.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ import pytest
 
 from hermes_deploy.errors import ArtifactError, RequestError, ServeError
 from hermes_deploy.graphs import GraphSpec, build_decoder, save_model
-from hermes_deploy.runtime import ort_cpu
-from hermes_deploy.runtime.ort_cpu import OrtCpuSession, physical_cores
+from hermes_deploy.runtime.sessions import ort_cpu
+from hermes_deploy.runtime.sessions.ort_cpu import OrtCpuSession, physical_cores
 from tests.graphs.reference import Reference, make_reference
 
 TOLERANCE = 2e-4
@@ -229,7 +229,7 @@ def test_a_damaged_artifact_is_a_clear_error(model: Path, damage: str, tmp_path:
 
 def test_serving_needs_none_of_the_build_packages() -> None:
     program = (
-        "import sys, hermes_deploy.runtime.ort_cpu\n"
+        "import sys, hermes_deploy.runtime.sessions.ort_cpu\n"
         "print([m for m in ('onnx', 'onnx_ir', 'torch', 'transformers', 'ml_dtypes') if m in sys.modules])"
     )
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -17,7 +17,16 @@ from hermes_deploy.runtime.sampling import Sampling
 from hermes_deploy.runtime.stream import Generation
 from hermes_deploy.runtime.token_loop import TokenLoop
 from tests.graphs.reference import make_reference
-from tests.runtime.session_subjects import CHUNK, CONTEXT, SLOTS, SUBJECTS, VOCAB, Graphs, Subject, open_subject
+from tests.runtime.sessions.session_subjects import (
+    CHUNK,
+    CONTEXT,
+    SLOTS,
+    SUBJECTS,
+    VOCAB,
+    Graphs,
+    Subject,
+    open_subject,
+)
 from tests.runtime.test_token_loop import collect
 
 Tokens = npt.NDArray[np.int64]

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hermes_deploy.errors import ArtifactError, RequestError, ServeError
-from hermes_deploy.runtime.row_layout import RowLayout
-from hermes_deploy.runtime.row_memory import RowCaches
-from hermes_deploy.runtime.row_steps import EngineFacts, Inputs, Kind, cut, piece_inputs, step_inputs
+from hermes_deploy.runtime.sessions.row_layout import RowLayout
+from hermes_deploy.runtime.sessions.row_memory import RowCaches
+from hermes_deploy.runtime.sessions.row_steps import EngineFacts, Inputs, Kind, cut, piece_inputs, step_inputs
 
 
 class RowEngine(Protocol):

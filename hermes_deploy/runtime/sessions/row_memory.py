@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from hermes_deploy.runtime.row_layout import Exchange
+from hermes_deploy.runtime.sessions.row_layout import Exchange
 
 ALIGNMENT = 256
 """What TensorRT asks of an address, in bytes (IExecutionContext::setTensorAddress)."""

@@ -16,16 +16,16 @@ from hermes_deploy.engines import build_engine, serving_profiles
 from hermes_deploy.errors import ArtifactError, ServeError
 from hermes_deploy.machine import gpus, installed
 from hermes_deploy.recipes import load_recipe
-from hermes_deploy.runtime.cuda_memory import CudaMemory
-from hermes_deploy.runtime.ort_cuda import open_ort_cuda
-from hermes_deploy.runtime.ort_rows import open_rows_on_cpu
-from hermes_deploy.runtime.row_memory import HostMemory
-from hermes_deploy.runtime.tensorrt_session import PlanFacts, TensorFacts, TensorRtRows, open_tensorrt
+from hermes_deploy.runtime.sessions.cuda_memory import CudaMemory
+from hermes_deploy.runtime.sessions.ort_cuda import open_ort_cuda
+from hermes_deploy.runtime.sessions.ort_rows import open_rows_on_cpu
+from hermes_deploy.runtime.sessions.row_memory import HostMemory
+from hermes_deploy.runtime.sessions.tensorrt import PlanFacts, TensorFacts, TensorRtRows, open_tensorrt
 from hermes_deploy.serving.sessions import plan_facts
 from hermes_deploy.targets import target
 from tests.graphs.reference import make_reference
-from tests.runtime import fake_tensorrt
-from tests.runtime.session_subjects import CHUNK, CONTEXT, SLOTS, Graphs, open_stand_in, stand_in_facts
+from tests.runtime.sessions import fake_tensorrt
+from tests.runtime.sessions.session_subjects import CHUNK, CONTEXT, SLOTS, Graphs, open_stand_in, stand_in_facts
 
 STAND_IN = sys.modules[fake_tensorrt.__name__]
 no_gpu = pytest.mark.skipif(bool(gpus()), reason="this machine has a GPU")
@@ -214,7 +214,7 @@ def test_the_gpu_that_the_plan_was_built_for_is_used_and_everything_is_given_bac
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     scripted = ScriptedCuda(pytest.importorskip("cuda.bindings.runtime"))
-    monkeypatch.setattr("hermes_deploy.runtime.cuda_memory.cuda_runtime", lambda: scripted)
+    monkeypatch.setattr("hermes_deploy.runtime.sessions.cuda_memory.cuda_runtime", lambda: scripted)
     with pytest.raises(ServeError, match=r"9\.0 is visible; found: 7\.5, 8\.6"):
         CudaMemory([(9, 0)])
     memory = CudaMemory([(8, 9), (8, 6)])
@@ -260,11 +260,11 @@ def test_a_provider_that_onnx_runtime_replaces_is_refused(graphs: Graphs, monkey
         open_ort_cuda(graphs.path("ort", "fp16"), slots=1, cpu_nodes=True)
 
 
-@pytest.mark.parametrize("module", ["ort_cuda", "tensorrt_session"])
+@pytest.mark.parametrize("module", ["ort_cuda", "tensorrt"])
 def test_importing_a_gpu_session_needs_neither_cuda_nor_the_build_packages(module: str) -> None:
-    importlib.import_module(f"hermes_deploy.runtime.{module}")
+    importlib.import_module(f"hermes_deploy.runtime.sessions.{module}")
     program = (
-        f"import sys, hermes_deploy.runtime.{module}\n"
+        f"import sys, hermes_deploy.runtime.sessions.{module}\n"
         "unwanted = ('onnx', 'onnx_ir', 'torch', 'ml_dtypes', 'tensorrt', 'tensorrt_rtx', 'cuda')\n"
         "print([m for m in unwanted if m in sys.modules])"
     )

@@ -15,15 +15,15 @@ from hermes_deploy.engines import build_engine, serving_profiles
 from hermes_deploy.graphs import GraphSpec, build_decoder, cache_names, save_model
 from hermes_deploy.machine import gpus, runnable
 from hermes_deploy.recipes import load_recipe
-from hermes_deploy.runtime.ort_cpu import OrtCpuSession
-from hermes_deploy.runtime.ort_rows import open_rows_on_cpu
-from hermes_deploy.runtime.row_memory import HostMemory
 from hermes_deploy.runtime.session import Session
-from hermes_deploy.runtime.tensorrt_session import PlanFacts, TensorFacts, open_tensorrt
+from hermes_deploy.runtime.sessions.ort_cpu import OrtCpuSession
+from hermes_deploy.runtime.sessions.ort_rows import open_rows_on_cpu
+from hermes_deploy.runtime.sessions.row_memory import HostMemory
+from hermes_deploy.runtime.sessions.tensorrt import PlanFacts, TensorFacts, open_tensorrt
 from hermes_deploy.serving.sessions import plan_facts
 from hermes_deploy.targets import TARGETS, Activation, Dialect
 from tests.graphs.reference import Reference
-from tests.runtime import fake_tensorrt
+from tests.runtime.sessions import fake_tensorrt
 from tests.runtime.fake_session import FakeSession, next_token
 
 SLOTS, CONTEXT, VOCAB, CHUNK = 4, 64, 320, 16
@@ -130,7 +130,7 @@ def open_rows(dialect: Dialect, activation: Activation) -> Callable[[Graphs], Se
 def open_cuda(graphs: Graphs) -> Session:
     if reason := runnable(TARGETS["cuda"]):
         pytest.skip(reason)
-    from hermes_deploy.runtime.ort_cuda import open_ort_cuda
+    from hermes_deploy.runtime.sessions.ort_cuda import open_ort_cuda
 
     return open_ort_cuda(graphs.path("ort", "fp16"), slots=SLOTS, prefill_chunk=CHUNK)
 

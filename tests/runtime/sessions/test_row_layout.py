@@ -9,8 +9,8 @@ import numpy.typing as npt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hermes_deploy.runtime.row_layout import Exchange, RowLayout
-from hermes_deploy.runtime.row_memory import ALIGNMENT, HostMemory, RowCaches, pieces
+from hermes_deploy.runtime.sessions.row_layout import Exchange, RowLayout
+from hermes_deploy.runtime.sessions.row_memory import ALIGNMENT, HostMemory, RowCaches, pieces
 
 SLOTS, LENGTH, HEADS, WIDTH = 5, 12, 2, 4
 

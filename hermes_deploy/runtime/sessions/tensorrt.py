@@ -21,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from hermes_deploy.errors import ArtifactError, ServeError
-from hermes_deploy.runtime.cuda_memory import CudaMemory
-from hermes_deploy.runtime.row_memory import ALIGNMENT, Memory, RowCaches
-from hermes_deploy.runtime.row_session import RowSession, check_limits
-from hermes_deploy.runtime.row_steps import EngineFacts, Inputs, Kind, Sizes
+from hermes_deploy.runtime.sessions.cuda_memory import CudaMemory
+from hermes_deploy.runtime.sessions.row_memory import ALIGNMENT, Memory, RowCaches
+from hermes_deploy.runtime.sessions.row_session import RowSession, check_limits
+from hermes_deploy.runtime.sessions.row_steps import EngineFacts, Inputs, Kind, Sizes
 from hermes_deploy.targets import Flavour
 
 _DTYPES: dict[str, type[np.generic]] = {"fp16": np.float16, "fp32": np.float32, "int64": np.int64, "int32": np.int32}

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hermes_deploy.errors import ServeError
-from hermes_deploy.runtime.cache_memory import CacheMemory, RowView, padded_context
+from hermes_deploy.runtime.sessions.cache_memory import CacheMemory, RowView, padded_context
 
 CACHES, SLOTS, ROW = 3, 5, mmap.PAGESIZE
 

@@ -26,9 +26,9 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
 )
 
 from hermes_deploy.errors import ArtifactError, ServeError
-from hermes_deploy.runtime.row_memory import HostMemory, Memory, RowCaches
-from hermes_deploy.runtime.row_session import RowSession, check_limits
-from hermes_deploy.runtime.row_steps import EngineFacts, Inputs, Kind, Sizes
+from hermes_deploy.runtime.sessions.row_memory import HostMemory, Memory, RowCaches
+from hermes_deploy.runtime.sessions.row_session import RowSession, check_limits
+from hermes_deploy.runtime.sessions.row_steps import EngineFacts, Inputs, Kind, Sizes
 from hermes_deploy.targets import Dialect
 
 _MAX_BINDINGS = 256

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hermes_deploy.runtime.row_steps import EngineFacts, Piece, Sizes, cut, piece_inputs, step_inputs
+from hermes_deploy.runtime.sessions.row_steps import EngineFacts, Piece, Sizes, cut, piece_inputs, step_inputs
 
 LENGTH = 64
 

@@ -19,7 +19,7 @@ import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidGraph, InvalidProtobuf, NoSuchFile
 
 from hermes_deploy.errors import ArtifactError, RequestError, ServeError
-from hermes_deploy.runtime.cache_memory import CacheMemory, RowView, padded_context
+from hermes_deploy.runtime.sessions.cache_memory import CacheMemory, RowView, padded_context
 
 _MAX_MAPPINGS = 16_384
 """Of 65,530 that Linux allows a process: one for each row of each cache in each view that is kept."""

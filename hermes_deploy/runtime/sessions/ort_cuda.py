@@ -11,9 +11,9 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from hermes_deploy.runtime.cuda_memory import CudaMemory
-from hermes_deploy.runtime.ort_rows import load_graph, open_rows
-from hermes_deploy.runtime.row_session import RowSession
+from hermes_deploy.runtime.sessions.cuda_memory import CudaMemory
+from hermes_deploy.runtime.sessions.ort_rows import load_graph, open_rows
+from hermes_deploy.runtime.sessions.row_session import RowSession
 
 PROVIDER = "CUDAExecutionProvider"
 
