@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from hermes_deploy.benchmarking import Progress, Report
 
 
+_WIDTH = 120
+"""Columns that a row of the table takes."""
+
+
 def bench(
     artifact: Annotated[Path, typer.Argument(help="Folder that build wrote.")],
     streams: Annotated[str, typer.Option(metavar="N,N,…", help="Numbers of answers at once.")] = "1,4,8,16",
@@ -114,10 +118,13 @@ class _Told:
 
 
 def _print(report: Report) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, _WIDTH)  # a file has no edge to fold at
     machine, artifact = report.facts["machine"], report.facts["artifact"]
     console.print(
         f"{artifact['model']}, {artifact['recipe']}, {artifact['target']} "
@@ -126,7 +133,7 @@ def _print(report: Report) -> None:
         f"{machine['threads']} threads, load {machine['load']:g}; {report.facts['options']['rounds']} rounds",
         markup=False,
     )
-    table = Table(padding=(0, 1, 0, 0))
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for title in ("measure", "where"):
         table.add_column(title, overflow="fold")
     for title in ("streams", "context", "median", "least", "greatest", "unit"):

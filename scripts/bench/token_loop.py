@@ -18,7 +18,6 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from hermes_deploy.benchmarking import (
     Limit,
@@ -36,8 +35,9 @@ from hermes_deploy.benchmarking import (
     step_time,
 )
 from hermes_deploy.benchmarking.environment import machine_facts
-from hermes_deploy.benchmarking.report import Collected
+from hermes_deploy.benchmarking.report import Collected, LeftOut
 from hermes_deploy.benchmarking.run import FULL, MANY_AGAINST_ONE, SECOND_AGAINST_COLD
+from hermes_deploy.errors import HermesDeployError
 
 LONG_PROMPT = 4000
 QUESTIONS, ANSWER = 24, 64
@@ -55,6 +55,7 @@ def main() -> int:
     names = options.only.split(",")
     if unknown := sorted(set(names) - set(PARTS)):
         parser.error(f"--only names {', '.join(unknown)}; there are: {', '.join(PARTS)}")
+    failed = False
     report = Report({**machine_facts(), "rounds": options.rounds, "artifacts": {}}, (), ())
     for name in names:
         part, needs = PARTS[name]
@@ -64,15 +65,20 @@ def main() -> int:
                 break
             report.facts["artifacts"][need] = open_artifact(folder).facts()["artifact"]
         else:
-            print(f"{name} ...", file=sys.stderr, flush=True)
-            report += part(options).limited(limit_of)
+            say(f"{name} ...")
+            try:
+                report += part(options).limited(limit_of)
+            except HermesDeployError as error:  # the other parts took minutes too; the exit code tells
+                failed = True
+                report += Report({}, (), (LeftOut(name, f"FAILED: {error}"),))
             continue
-        report.facts.setdefault("missing", {})[name] = f"{folder} is not there; build it as the head of this file says"
+        why = f"{folder} is not there; build it as the head of scripts/bench/token_loop.py says"
+        report += Report({}, (), (LeftOut(name, why),))
     print(f"{report.facts['machine']}\n{report.facts['versions']}\n\n{table(report)}")
     if options.json:
         document = json.dumps(report.document(), ensure_ascii=False, indent=2)
         options.json.write_text(document + "\n", encoding="utf-8")
-    return 0 if all(row.reached is not False for row in report.rows) else 1
+    return 1 if failed or any(row.reached is False for row in report.rows) else 0
 
 
 def limit_of(what: What) -> Limit | None:
@@ -157,16 +163,20 @@ def length(options: argparse.Namespace) -> Report:
 
 
 def independent(options: argparse.Namespace) -> Report:
-    """24 greedy answers alone, 8 at a time, and behind a cached prefix."""
+    """24 greedy answers alone, 8 at a time, and with half and all of their prompt in the cache."""
     opened, found = open_artifact(options.artifact), Collected()
     prompts = opened.prompts.questions(QUESTIONS)
     with closing(opened.open_session(1, opened.max_context)) as session:
         lone = [independence.lone_answer(session, prompt, ANSWER) for prompt in prompts]
-    with closing(opened.in_process()) as door:
-        company = independence.answers_in_company(door, prompts, ANSWER, 8)
-        independence.compare(lone, company, independence.COMPANY, found)
-        behind = independence.answers_behind_prefix(door, prompts, ANSWER)
-        independence.compare(lone, behind, independence.REUSE, found)
+    ways = {
+        independence.COMPANY: lambda door: independence.answers_in_company(door, prompts, ANSWER, 8),
+        independence.HALF: lambda door: independence.answers_behind_prefix(door, prompts, ANSWER, 0.5),
+        independence.AGAIN: lambda door: independence.answers_behind_prefix(door, prompts, ANSWER, 1),
+    }
+    for how, ask in ways.items():
+        # a loop of its own: nothing is in its cache that the way does not say
+        with closing(opened.in_process()) as door:
+            independence.compare(lone, ask(door), how, found)
     return found.report({})
 
 
@@ -197,9 +207,8 @@ def table(report: Report) -> str:
         reached = {None: "", True: f"{row.limit}", False: f"**{row.limit}: NOT REACHED**"}[row.reached]
         numbers = " | ".join(f"{value:,.4g}" for value in (row.median, min(row.values), max(row.values)))
         lines.append(f"| {row.what} | {numbers} | {row.what.unit} | {reached} |")
-    missing: dict[str, Any] = report.facts.get("missing", {})
-    reasons = [(each.what, each.why) for each in report.left_out] + list(missing.items())
-    return "\n".join(lines + [""] * bool(reasons) + [f"- left out: {what}: {why}" for what, why in reasons])
+    reasons = [f"- left out: {each.what}: {each.why}" for each in report.left_out]
+    return "\n".join([*lines, "", *reasons])
 
 
 if __name__ == "__main__":
