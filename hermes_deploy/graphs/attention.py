@@ -1,58 +1,22 @@
 """Grouped-query attention over a cache that is written in place, in both dialects. Pure.
 
-`Steps` holds what all layers share: positions, rotary tables, and the mask (portable) or the
-lengths (ort). x is `[B, S, hidden]`; caches are `[B, kv_heads, max_context, head_dim]`, with ort also in
-int8: the kernel codes each token when it writes it, and every query meets what the codes say.
+`steps` has what all layers share, `grouped_query` the form of the ort dialect. x is `[B, S, hidden]`;
+caches are `[B, kv_heads, max_context, head_dim]`.
 
 The portable form uses no `is_causal`, `nonpad_kv_seqlen` or attention past: TensorRT refuses or
-ignores them. The mask makes -inf inside the graph, which TensorRT turns into block skipping. It
-reshapes qkv into heads before it splits: split first, TensorRT would cut the fp16 weight instead
-and store it a second time (docs/tensorrt.md).
+ignores them. It reshapes qkv into heads before it splits: split first, TensorRT would cut the fp16
+weight instead and store it a second time (docs/tensorrt.md).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
-from hermes_deploy.graphs.builder import MICROSOFT, GraphBuilder
-from hermes_deploy.graphs.rope import rope_tables
-from hermes_deploy.graphs.weights import NUMPY_DTYPES
-
-
-@dataclass(frozen=True)
-class PortableSteps:
-    positions: ir.Value
-    write_indices: ir.Value
-    mask: ir.Value
-    cos: ir.Value
-    sin: ir.Value
-
-
-@dataclass(frozen=True)
-class OrtSteps:
-    seqlens: ir.Value
-    total: ir.Value
-    cos: ir.Value
-    sin: ir.Value
-
-
-Steps = PortableSteps | OrtSteps
-
-
-def steps(b: GraphBuilder) -> Steps:
-    """Declares the inputs that say where the tokens stand, and what is made of them once."""
-    if not b.portable:
-        seqlens = b.input("seqlens_k", ir.DataType.INT32, ["batch"])
-        total = b.input("total_sequence_length", ir.DataType.INT32, [])
-        return OrtSteps(seqlens, total, *rope_tables(b))
-    positions = b.input("position_ids", ir.DataType.INT64, ["batch", "seq"])
-    write_indices = b.input("write_indices", ir.DataType.INT64, ["batch"])
-    return PortableSteps(positions, write_indices, _mask(b, positions), *rope_tables(b))
+from hermes_deploy.graphs.builder import GraphBuilder
+from hermes_deploy.graphs.grouped_query import grouped_query
+from hermes_deploy.graphs.steps import PortableSteps, Steps
 
 
 def attention(b: GraphBuilder, x: ir.Value, layer: int, shared: Steps) -> ir.Value:
@@ -77,46 +41,10 @@ def attention(b: GraphBuilder, x: ir.Value, layer: int, shared: Steps) -> ir.Val
     if isinstance(shared, PortableSteps):
         mixed, key, value = _portable(b, name, qkv, past_key, past_value, shared)
     else:
-        mixed, key, value = _ort(b, layer, qkv, past_key, past_value, shared)
+        mixed, key, value = grouped_query(b, layer, qkv, (past_key, past_value), shared)
     b.output(key, f"present_key_{layer}", b.cache_dtype, shape)
     b.output(value, f"present_value_{layer}", b.cache_dtype, shape)
     return b.linear(f"{name}.o", mixed, query_size, [(f"{source}.o_proj.weight", config.hidden_size)])
-
-
-def _ort(
-    b: GraphBuilder, layer: int, qkv: ir.Value, past_key: ir.Value, past_value: ir.Value, shared: OrtSteps
-) -> tuple[ir.Value, ir.Value, ir.Value]:
-    config = b.config
-    node = f"layers.{layer}.attention"
-    scales: list[ir.Value | None] = []
-    coded: dict[str, Any] = {}
-    if b.spec.cache == "int8":
-        # position_ids, attention_bias and head_sink stand before the scales and are not used
-        scales = [None, None, None, b.cache_scale(layer, "key"), b.cache_scale(layer, "value")]
-        coded = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
-    mixed, key, value = b.op_outputs(
-        "GroupQueryAttention",
-        node,
-        (node, f"{node}.key", f"{node}.value"),
-        qkv,
-        None,
-        None,
-        past_key,
-        past_value,
-        shared.seqlens,
-        shared.total,
-        shared.cos,
-        shared.sin,
-        *scales,
-        domain=MICROSOFT,
-        num_heads=config.heads,
-        kv_num_heads=config.kv_heads,
-        do_rotary=1,
-        scale=1.0 / math.sqrt(config.head_dim),
-        local_window_size=config.sliding_window or -1,
-        **coded,
-    )
-    return mixed, key, value
 
 
 def _portable(
@@ -150,19 +78,3 @@ def _portable(
     rows = b.op("Transpose", f"{node}.rows", mixed, perm=[0, 2, 1, 3])
     joined = b.integers("attention.join", [0, 0, config.heads * config.head_dim])
     return b.op("Reshape", f"{node}.joined", rows, joined), key, value
-
-
-def _mask(b: GraphBuilder, positions: ir.Value) -> ir.Value:
-    """`[B, 1, S, max_context]`: 0 where the token may look, -inf elsewhere; one for all layers."""
-    dtype = NUMPY_DTYPES[b.spec.activation]
-    cache = np.arange(b.spec.max_context, dtype=np.int64).reshape(1, 1, 1, -1)
-    cache_positions = b.initializer(ir.tensor(cache, name="mask.cache_positions"))
-    own = b.op("Unsqueeze", "mask.own", positions, b.integers("mask.axes", [1, 3]))
-    seen = b.op("LessOrEqual", "mask.causal", cache_positions, own)
-    if b.config.sliding_window is not None:
-        oldest = b.op("Sub", "mask.oldest", own, b.integers("mask.window", [b.config.sliding_window]))
-        near = b.op("Greater", "mask.near", cache_positions, oldest)
-        seen = b.op("And", "mask.seen", seen, near)
-    zero = b.initializer(ir.tensor(np.zeros((), dtype=dtype), name="mask.zero"))
-    hidden = b.initializer(ir.tensor(np.full((), -np.inf, dtype=dtype), name="mask.hidden"))
-    return b.op("Where", "mask", seen, zero, hidden)

@@ -6,7 +6,7 @@ builds give the same bytes and engine logs can be read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -90,6 +90,14 @@ class GraphBuilder:
         self.nodes.append(node)
         return node.outputs
 
+    def branch(self, name: str, emit: Callable[[], Sequence[ir.Value]]) -> ir.Graph:
+        """What `emit` emits, as a graph without inputs whose outputs are what it gives. It reads values of
+        this graph, where its initializers go too."""
+        outside, self.nodes = self.nodes, []
+        outputs = emit()
+        inside, self.nodes = self.nodes, outside
+        return ir.Graph([], outputs, nodes=inside, name=name)
+
     def initializer(self, tensor: ir.TensorProtocol) -> ir.Value:
         """The graph's initializer of that tensor; a name that is there already is not added twice."""
         name = tensor.name
@@ -103,6 +111,9 @@ class GraphBuilder:
 
     def integers(self, name: str, values: Sequence[int]) -> ir.Value:
         return self.initializer(ir.tensor(np.asarray(values, dtype=np.int64), name=name))
+
+    def scalar(self, name: str, value: np.generic) -> ir.Value:
+        return self.initializer(ir.tensor(np.asarray(value), name=name))
 
     def vector(self, name: str, source: str, size: int) -> ir.Value:
         """A one-dimensional weight in the activation dtype."""

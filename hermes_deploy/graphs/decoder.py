@@ -9,13 +9,14 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from hermes_deploy.checkpoints.checkpoint import LazyTensor
-from hermes_deploy.graphs.attention import attention, steps
+from hermes_deploy.graphs.attention import attention
 from hermes_deploy.graphs.builder import MICROSOFT, GraphBuilder
 from hermes_deploy.graphs.embedding import embed
 from hermes_deploy.graphs.head import head
 from hermes_deploy.graphs.mlp import mlp
 from hermes_deploy.graphs.norm import add_norm, norm
 from hermes_deploy.graphs.spec import GraphSpec
+from hermes_deploy.graphs.steps import steps
 
 OPSET = 24
 IR_VERSION = 12
@@ -36,7 +37,7 @@ def build_decoder(
     b = GraphBuilder(spec, tensors, cache_scales)
     layers = spec.config.layers
     input_ids = b.input("input_ids", ir.DataType.INT64, ["batch", "seq"])
-    shared = steps(b)
+    shared = steps(b, input_ids)
     residual = embed(b, input_ids)
     x = norm(b, residual, "layers.0.input_norm", "model.layers.0.input_layernorm.weight")
     for layer in range(layers):

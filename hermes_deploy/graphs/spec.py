@@ -45,8 +45,8 @@ TENSORRT_LEAST_HEADS = 4
 class GraphSpec:
     """`max_context`: tokens of cache in each row. `activation`: dtype of activations and weights.
 
-    `kv`: dtype of the cache. None: as the activation; "int8", with the ort dialect alone, needs scales
-    when it is built (`build_decoder`).
+    `kv`: dtype of the cache. None: as the activation; "int8", with the ort dialect in fp32 alone, needs
+    scales when it is built (`build_decoder`).
 
     `embedding` says how the token table is stored: "fp32", "fp16" (half the bytes; rows are cast
     after they are looked up), or "tied": not at all, rows are read from the columns of
@@ -73,10 +73,10 @@ class GraphSpec:
             if value not in allowed:
                 choices = ", ".join(str(choice) for choice in allowed)
                 raise GraphError(f"{what} is {value!r}; this version builds: {choices}.")
-        if self.dialect == "portable" and self.cache == "int8":
+        if self.cache == "int8" and (self.dialect, self.activation) != ("ort", "fp32"):
             raise GraphError(
-                "kv is 'int8'; the portable dialect writes its cache with TensorScatter, which TensorRT takes in "
-                "the activation's dtype only. Build with --target cpu, or with a recipe whose kv is activation."
+                f"kv is 'int8' in a graph of dialect {self.dialect} in {self.activation}; only ONNX Runtime's CPU "
+                "kernels take it, in dialect ort in fp32. Build with --target cpu, or a recipe whose kv is activation."
             )
         if config.kv_heads < 1 or config.heads % config.kv_heads:
             raise GraphError(f"{config.heads} heads cannot share {config.kv_heads} key/value heads evenly.")

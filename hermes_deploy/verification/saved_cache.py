@@ -58,7 +58,9 @@ def saved_cache(onnx_path: Path) -> SavedCache | None:
     ):
         return None
     scales = {}
-    nodes = [node for node in model.graph if node.op_type == "GroupQueryAttention"]
+    # a layer may have several, for few and for many tokens a step; those that read codes have scales
+    every = ir.traversal.RecursiveGraphIterator(model.graph)
+    nodes = [node for node in every if "k_quant_type" in node.attributes]
     for layer, node in enumerate(nodes):
         for kind, place in ATTENTION_SCALES.items():
             value = node.inputs[place] if len(node.inputs) > place else None

@@ -12,6 +12,7 @@ import pytest
 
 from hermes_deploy.errors import GraphError
 from hermes_deploy.graphs import ATTENTION_SCALES, GraphSpec, build_decoder, cache_names, save_model
+from hermes_deploy.graphs.steps import MANY
 from hermes_deploy.quantization.cache_scales import CacheBounds
 from hermes_deploy.quantization.reference import CheckpointWeights, layer_states
 from tests.graphs.driver import GraphDriver
@@ -68,6 +69,26 @@ def test_prefill_in_chunks_and_ragged_decode_answer_like_the_graph_with_a_cache_
     assert 0 < kl(plain, coded) < 2e-3
 
 
+def test_both_ways_of_the_graph_write_the_same_codes_and_give_the_same_answers(
+    reference: Reference, scales: Scales, tmp_path: Path
+) -> None:
+    tokens = np.random.default_rng(4).integers(0, 320, size=(1, 20 + MANY))
+    _, driver = drivers(reference, scales, tmp_path, slots=1)
+    row = slice(0, 1)
+    driver.step(row, tokens[:, :20], [0])
+    before = {name: cache.copy() for name, cache in driver.caches.items()}
+    few = np.concatenate([driver.step(row, tokens[:, at : at + 4], [at])[0] for at in range(20, 20 + MANY, 4)])
+    # of the first layer: later ones see last bits
+    read = slice(0, 20 + MANY)
+    codes = {name: driver.caches[name][:, :, read].copy() for name in ("past_key_0", "past_value_0")}
+    for name, cache in before.items():
+        driver.caches[name][:] = cache
+    many = driver.step(row, tokens[:, 20:], [20])[0]
+    np.testing.assert_allclose(many, few, atol=0.02)
+    for name, written in codes.items():
+        np.testing.assert_array_equal(driver.caches[name][:, :, read], written)
+
+
 def test_answers_do_not_depend_on_how_the_prompt_was_cut(reference: Reference, scales: Scales, tmp_path: Path) -> None:
     tokens = np.random.default_rng(3).integers(0, 320, size=(1, 40))
     _, driver = drivers(reference, scales, tmp_path, slots=1)
@@ -92,7 +113,8 @@ def test_the_graph_says_what_its_cache_is_and_holds_its_scales(reference: Refere
     for value in ends:
         assert value.dtype == ir.DataType.INT8
         assert list(value.shape or ()) == [*ends[0].shape]  # type: ignore[misc]
-    nodes = [node for node in model.graph if node.op_type == "GroupQueryAttention"]
+    nodes = [node for node in ir.traversal.RecursiveGraphIterator(model.graph) if "k_quant_type" in node.attributes]
+    assert len(nodes) == reference.config.layers
     for layer, node in enumerate(nodes):
         for kind, place in ATTENTION_SCALES.items():
             stored = node.inputs[place].const_value.numpy()  # type: ignore[union-attr]
@@ -115,7 +137,8 @@ def test_without_a_scale_for_each_channel_nothing_is_built(reference: Reference,
 
 
 def test_a_cache_that_no_engine_of_the_dialect_takes_is_refused(reference: Reference) -> None:
-    with pytest.raises(GraphError, match=r"TensorScatter.*--target cpu"):
-        GraphSpec(reference.config, "portable", "fp16", 64, kv="int8")
+    for dialect, activation in (("portable", "fp16"), ("portable", "fp32"), ("ort", "fp16")):
+        with pytest.raises(GraphError, match=rf"kv is 'int8' in a graph of dialect {dialect} in .*--target cpu"):
+            GraphSpec(reference.config, dialect, activation, 64, kv="int8")  # type: ignore[arg-type]
     with pytest.raises(GraphError, match="kv is 'fp16'; this version builds: None, fp32, int8"):
         GraphSpec(reference.config, "ort", "fp32", 64, kv="fp16")
