@@ -31,7 +31,8 @@ class Session(Protocol):
     def prefill(self, slot: int, tokens: npt.NDArray[np.int64], start: int, logits: int = 1) -> npt.NDArray[np.float32]:
         """Writes `tokens` [n] at positions start..start+n of row `slot`; logits [logits, vocab] of the last ones.
 
-        `logits` is 0 (a chunk in the middle of a prompt needs none) to n.
+        `logits` is 0 (a chunk in the middle of a prompt needs none) to n. Position 0 begins a new chat: what the
+        row held behind it may be lost.
         """
         ...
 

@@ -18,8 +18,9 @@ import numpy.typing as npt
 import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidGraph, InvalidProtobuf, NoSuchFile
 
-from hermes_deploy.errors import ArtifactError, RequestError, ServeError
+from hermes_deploy.errors import ArtifactError, ServeError
 from hermes_deploy.runtime.sessions.cache_memory import CacheMemory, RowView, padded_context
+from hermes_deploy.runtime.sessions.limits import Limits, served_context
 
 _MAX_MAPPINGS = 16_384
 """Of 65,530 that Linux allows a process: one for each row of each cache in each view that is kept."""
@@ -71,30 +72,21 @@ class OrtCpuSession:
                 f"{model} is not a graph for ONNX Runtime (its dialect is {facts.get('dialect')!r}, "
                 "expected 'ort'). Build the artifact for the cpu target."
             )
-        built = int(facts["max_context"])
         self.slots = slots
-        self.max_context = built if max_context is None else max_context
+        self.max_context = served_context(max_context, int(facts["max_context"]))
         self.vocab_size = int(facts["vocab_size"])
-        if not 2 <= self.max_context <= built:
-            raise ServeError(
-                f"max_context {self.max_context} is not possible: the artifact was built for 2 to {built} "
-                "tokens. Serve with less, or build again with a larger --max-context."
-            )
         if slots < 1:
             raise ServeError(f"slots is {slots}; at least 1 is needed.")
         self.prefill_chunk = min(prefill_chunk, self.max_context)
+        self._limits = Limits(slots, self.max_context, self.vocab_size, self.prefill_chunk)
         self._caches = _Caches(self._run, int(facts["layers"]), slots, self.max_context)
         self.cache_token_bytes = self._caches.token_bytes
         self._steps: OrderedDict[tuple[int, ...], _Step] = OrderedDict()
 
     def prefill(self, slot: int, tokens: npt.NDArray[np.int64], start: int, logits: int = 1) -> npt.NDArray[np.float32]:
         """See `Session.prefill`. Raises RequestError where the tokens do not fit."""
+        self._limits.check_prefill(slot, tokens, start, logits)
         count = len(tokens)
-        if not 1 <= count <= self.prefill_chunk:
-            raise RequestError(f"prefill takes 1 to {self.prefill_chunk} tokens at a time, got {count}.")
-        if not 0 <= logits <= count:
-            raise RequestError(f"logits of {logits} tokens were asked for; allowed is 0 to {count}, the tokens given.")
-        self._check([slot], tokens, np.asarray([start, start + count - 1]))
         step = self._step((slot,))
         last = np.array([start + count - 1], dtype=np.int32)
         # the head cannot run on no row at all; one row is a thousandth of a chunk's work
@@ -106,16 +98,14 @@ class OrtCpuSession:
         self, slots: Sequence[int], tokens: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float32]:
         """See `Session.decode`: one run, whichever slots are named."""
-        if len(set(slots)) != len(slots) or not len(slots) == len(tokens) == len(positions):
-            raise RequestError(f"decode needs one token and one position for each of different slots, got {slots}.")
-        self._check(slots, tokens, positions)
+        self._limits.check_decode(slots, tokens, positions)
         step = self._step(tuple(slots))
         wanted = np.zeros((len(slots), 1), dtype=np.int64)
         return step.run(tokens[:, np.newaxis], positions.astype(np.int32), wanted)[:, 0]
 
     def copy(self, source: int, target: int, start: int, count: int) -> None:
         """See `Session.copy`."""
-        self._check([source, target], np.zeros(1, dtype=np.int64), np.asarray([start, start + max(count, 1) - 1]))
+        self._limits.check_copy(source, target, start, count)
         for rows in self._caches.arrays.values():
             rows[target, :, start : start + count] = rows[source, :, start : start + count]
 
@@ -133,17 +123,6 @@ class OrtCpuSession:
                 self._steps.popitem(last=False)
         self._steps.move_to_end(slots)
         return step
-
-    def _check(self, slots: Sequence[int], tokens: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]) -> None:
-        if not slots or min(slots) < 0 or max(slots) >= self.slots:
-            raise RequestError(f"slots are 0 to {self.slots - 1}, got {list(slots)}.")
-        if positions.min() < 0 or positions.max() >= self.max_context:
-            raise RequestError(
-                f"position {positions.max()} does not fit: this server holds {self.max_context} tokens a chat.",
-                code="OUT_OF_RANGE",
-            )
-        if tokens.min() < 0 or tokens.max() >= self.vocab_size:
-            raise RequestError(f"token ids are 0 to {self.vocab_size - 1}, got {tokens.min()} to {tokens.max()}.")
 
 
 class _Caches:
