@@ -13,6 +13,10 @@ import numpy.typing as npt
 
 Tokens = npt.NDArray[np.int64]
 
+LEAST_READ = 2
+"""Tokens of a prompt that are read though they are known. The last one's logits are needed; and of a single token
+an engine's kernels round otherwise than of several, which in few bits moves logits by up to 0.5."""
+
 
 def common_prefix(a: Tokens, b: Tokens) -> int:
     """Number of equal tokens at the start of `a` [n] and `b` [m]."""
@@ -45,31 +49,33 @@ class Row:
 
 
 def choose_row(prompt: Tokens, rows: Sequence[Row], free: Iterable[int]) -> tuple[int, int]:
-    """(row, tokens of `prompt` [n] that are valid in it) for a new chat; at most n - 1, for the last one is read.
+    """(row, tokens of `prompt` [n] that are valid in it) for a new chat; at most n - LEAST_READ.
 
     The free row with the longest common prefix, if that is at least half of what the row holds; else the
     one that was not used for longest, so that a system prompt does not cost another chat its history:
     the prefix can be copied.
     """
+    reusable = prompt[:-LEAST_READ]
     best = oldest = -1
     longest = 0
     for index in free:
-        shared = common_prefix(rows[index].tokens, prompt[:-1])
+        shared = common_prefix(rows[index].tokens, reusable)
         if shared > longest and 2 * shared >= rows[index].length:
             best, longest = index, shared
         if oldest < 0 or rows[index].used < rows[oldest].used:
             oldest = index
     if best >= 0:
         return best, longest
-    return oldest, common_prefix(rows[oldest].tokens, prompt[:-1])
+    return oldest, common_prefix(rows[oldest].tokens, reusable)
 
 
 def longer_elsewhere(prompt: Tokens, have: int, rows: Sequence[Row], own: int) -> tuple[int, int]:
     """(row, length) of the longest prefix of `prompt` in a row other than `own`, or (own, have)."""
+    reusable = prompt[:-LEAST_READ]
     found, longest = own, have
     for index, row in enumerate(rows):
-        if index != own and min(row.length, len(prompt) - 1) > longest:
-            shared = common_prefix(row.tokens, prompt[:-1])
+        if index != own and min(row.length, len(reusable)) > longest:
+            shared = common_prefix(row.tokens, reusable)
             if shared > longest:
                 found, longest = index, shared
     return found, longest

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from hermes_deploy.runtime.prefix_cache import Row, choose_row, longer_elsewhere
+from hermes_deploy.runtime.prefix_cache import LEAST_READ, Row, choose_row, longer_elsewhere
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,10 @@ class Scheduler:
         chat = self._next_to_read(reading)
         copy = self._copy(chat)
         start = chat.read + (copy.count if copy else 0)
-        count = min(budget, len(chat.ticket.prompt) - start)
+        left = len(chat.ticket.prompt) - start
+        count = min(budget, left)
+        if 0 < left - count < LEAST_READ and count > LEAST_READ:
+            count -= LEAST_READ - (left - count)  # no single token is left over for the last chunk
         return Step(copy, Chunk(chat.ticket.key, chat.slot, start, count), decode)
 
     def submit(self, ticket: Ticket) -> None:

@@ -61,7 +61,7 @@ def test_several_answers_come_on_streams_that_are_waited_for_together_and_the_pr
             assert taken is not None
             answers[taken[0]] += taken[1].token_ids
     assert [len(answer) for answer in answers.values()] == [6, 6, 6]
-    # 20 tokens are three chunks of 8; the others copy the prefix and read one token
+    # 20 tokens are three chunks of 8; the others copy the prefix and read two tokens
     assert sum(kind == "prefill" for kind, _ in session.calls) == 5
     assert sum(kind == "copy" for kind, _ in session.calls) == 2
 
