@@ -23,8 +23,8 @@ from hermes_deploy.runtime.sessions.tensorrt import PlanFacts, TensorFacts, open
 from hermes_deploy.serving.sessions import plan_facts
 from hermes_deploy.targets import TARGETS, Activation, Dialect
 from tests.graphs.reference import Reference
-from tests.runtime.sessions import fake_tensorrt
 from tests.runtime.fake_session import FakeSession, next_token
+from tests.runtime.sessions import fake_tensorrt
 
 SLOTS, CONTEXT, VOCAB, CHUNK = 4, 64, 320, 16
 FP32, FP16 = 2e-4, 0.05
