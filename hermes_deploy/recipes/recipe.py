@@ -51,9 +51,9 @@ class GateThresholds(_Frozen):
     head-sized group of any linear; catches damage too local to move an average.
     `max_kernels_kl`: mean KL of the graph as it runs from its own weights in the reference decoder; None =
     not asked. Catches a graph that computes something else, which 4 bits leave room for in `max_kl`.
-    `max_cache_error`: worst relative error ||coded - own|| / ||own|| of the keys or values of any kv head,
-    over held-out positions, when they go through the cache's 8-bit codes; None = not asked. Catches a
-    scale that is too wide or too narrow for one head.
+    `max_cache_misfit`: how many times further 8-bit codes move the keys or values of the worst kv head than
+    codes would whose scales were made for these very texts; None = not asked. Catches a scale that is
+    too wide or too narrow for one head, which averages forgive.
     """
 
     max_kl: float = Field(gt=0)
@@ -62,7 +62,7 @@ class GateThresholds(_Frozen):
     max_perplexity_ratio: float = Field(gt=0)
     max_tensor_error: float = Field(gt=0)
     max_kernels_kl: float | None = Field(default=None, gt=0)
-    max_cache_error: float | None = Field(default=None, gt=0)
+    max_cache_misfit: float | None = Field(default=None, gt=0)
 
 
 SMALL_MODEL = 1_000_000_000
@@ -112,8 +112,8 @@ class Recipe(_Frozen):
         if self.method == "none" and self.kv == "activation" and self.calibration_chats:
             raise ValueError("calibration_chats have no effect with method none")
         for gate in (self.gate, self.small_model_gate):
-            if gate is not None and (gate.max_cache_error is None) != (self.kv == "activation"):
-                raise ValueError("max_cache_error is asked of a kv of int8, where it must be given, and of no other")
+            if gate is not None and (gate.max_cache_misfit is None) != (self.kv == "activation"):
+                raise ValueError("max_cache_misfit is asked of a kv of int8, where it must be given, and of no other")
         if self.block_size is not None and not self.blocked:
             raise ValueError(f"block_size has no effect: neither {self.linear} linears nor the head are in blocks")
         return self

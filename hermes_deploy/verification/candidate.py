@@ -34,6 +34,10 @@ from hermes_deploy.verification.late_weights import wait_for_inputs
 CHUNK = 256
 """Positions of one sequence that one run computes."""
 
+_FEW, _TAIL = 4, 16
+"""A graph with a cache in 8 bits has a way of its own for few tokens a step (`graphs.grouped_query`), which
+whole texts would never take: the last _TAIL positions of each are read _FEW at a time."""
+
 _LOGITS_BYTES = 192 << 20
 """Most bytes of logits of a run that takes several sequences."""
 
@@ -112,8 +116,7 @@ class Candidate:
         caches: dict[str, npt.NDArray[Any]] = {
             name: np.zeros((rows, *shape), dtype=dtype) for name, (shape, dtype) in self._caches.items()
         }
-        for start in range(0, end, CHUNK):
-            stop = min(start + CHUNK, end)
+        for start, stop in self._pieces(end):
             ids = np.zeros((rows, stop - start), dtype=np.int64)  # padding is written behind a row's own tokens
             for row, sequence in enumerate(sequences):
                 piece = sequence[start:stop]
@@ -130,6 +133,13 @@ class Candidate:
             for row, sequence in enumerate(sequences):
                 if len(sequence) > start:
                     yield row, start, logits[row, : len(sequence) - start]
+
+    def _pieces(self, end: int) -> Iterator[tuple[int, int]]:
+        """(first position, position after the last) of each run over texts of up to `end` tokens."""
+        coded = any(dtype is np.int8 for _, dtype in self._caches.values())
+        tail = max(0, end - _TAIL) if coded else end
+        yield from ((start, min(start + CHUNK, tail)) for start in range(0, tail, CHUNK))
+        yield from ((start, min(start + _FEW, end)) for start in range(tail, end, _FEW))
 
     def _step(
         self, inputs: dict[str, npt.NDArray[Any]], caches: dict[str, npt.NDArray[Any]]

@@ -40,13 +40,13 @@ def over_threshold(
                 f"mean KL that {KERNELS} add is {added:.3g}, allowed is at most {allowed.max_kernels_kl:g}: "
                 "not rounding, the graph computes something else"
             )
-    if allowed.max_cache_error is not None and stages is not None:
+    if allowed.max_cache_misfit is not None and stages is not None:
         if stages.cache is None:
             problems.append("the graph keeps keys and values as they are, the recipe in 8 bits")
-        elif not stages.cache.error <= allowed.max_cache_error:
+        elif not stages.cache.misfit <= allowed.max_cache_misfit:
             problems.append(
-                f"relative error of keys and values in 8 bits (worst: {stages.cache.where}) is "
-                f"{stages.cache.error:.3g}, allowed is at most {allowed.max_cache_error:g}: a scale does not fit"
+                f"error of keys and values in 8 bits (worst: {stages.cache.where}) is {stages.cache.misfit:.3g} times "
+                f"that of scales made for these texts, allowed is at most {allowed.max_cache_misfit:g}"
             )
     return problems
 

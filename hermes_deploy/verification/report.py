@@ -133,7 +133,8 @@ def _measures(result: GateResult) -> str:
 
 def _chain(chain: Chain) -> str:
     cache = (
-        f"<p>Keys and values in 8 bits, furthest: {_text(chain.cache.where)} (off by {chain.cache.error:.4g}).</p>"
+        f"<p>Keys and values in 8 bits, worst fit: {_text(chain.cache.where)}, moved {chain.cache.misfit:.3g} "
+        "times as far as by scales made for these texts.</p>"
         if chain.cache
         else ""
     )

@@ -68,10 +68,11 @@ class Step:
 
 
 @dataclass(frozen=True)
-class CacheError:
-    """How far 8-bit codes move the keys or values of the worst kv head: ||coded - own|| / ||own||."""
+class CacheFit:
+    """Of the worst kv head's keys or values: how many times further their 8-bit codes move them than codes
+    would whose scales were made for the very texts that were read."""
 
-    error: float
+    misfit: float
     where: str
 
 
@@ -84,7 +85,7 @@ class Chain:
     positions: int
     steps: tuple[Step, ...]
     by_layer: tuple[float, ...]
-    cache: CacheError | None = None
+    cache: CacheFit | None = None
 
     @property
     def largest(self) -> Step:

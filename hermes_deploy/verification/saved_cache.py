@@ -1,7 +1,9 @@
 """The 8-bit cache of a saved graph, for the numpy decoder: what its scales do to keys and values.
 
 Takes the path of a saved `.onnx`; fits `quantization.reference.Keep`, codes as the kernel does and adds
-up how far what comes back is from what went in, head by head.
+up, head by head, how far what comes back is from what went in. Held against what scales made for the
+same texts would do (a channel's largest meets the largest code; rounding moves by a step / sqrt(12)),
+so that it says whether a scale fits, whatever the model and its outliers.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ import onnx_ir as ir
 from hermes_deploy.errors import GateError
 from hermes_deploy.graphs import ATTENTION_SCALES
 from hermes_deploy.quantization.cache_scales import through_codes
-from hermes_deploy.verification.result import CacheError
+from hermes_deploy.quantization.columns import LARGEST_INT8
+from hermes_deploy.verification.result import CacheFit
 
 Float = npt.NDArray[np.float32]
 
@@ -26,27 +29,32 @@ class SavedCache:
     def __init__(self, scales: dict[str, Float]) -> None:
         self._scales = scales
         self._error: dict[str, npt.NDArray[np.float64]] = {}
-        self._power: dict[str, npt.NDArray[np.float64]] = {}
+        self._peak: dict[str, Float] = {}
+        self._count: dict[str, int] = {}
 
     def __call__(self, name: str, values: Float) -> Float:
         """`values` [positions, kv_heads, head_dim] as the cache gives them back."""
         if name not in self._scales:
             raise GateError(f"{name} has no scale in the graph, whose cache is in 8 bits; the graph is not complete")
         coded = through_codes(values, self._scales[name])
-        error, power = (np.square(each).sum(axis=(0, 2), dtype=np.float64) for each in (coded - values, values))
+        error = np.square(coded - values).sum(axis=(0, 2), dtype=np.float64)
         self._error[name] = self._error.get(name, 0) + error
-        self._power[name] = self._power.get(name, 0) + power
+        self._peak[name] = np.maximum(np.abs(values).max(axis=0), self._peak.get(name, np.float32(0)))
+        self._count[name] = self._count.get(name, 0) + len(values)
         return coded
 
     @property
-    def worst(self) -> CacheError:
+    def worst(self) -> CacheFit:
         """Of all heads of all layers so far; what is not a number is the worst."""
-        found = [
-            CacheError(_relative(error, power), f"{name}, head {head}")
-            for name, errors in self._error.items()
-            for head, (error, power) in enumerate(zip(errors, self._power[name], strict=True))
-        ]
-        return max(found, key=lambda each: each.error)
+        found = []
+        for name, errors in self._error.items():
+            steps = self._peak[name].astype(np.float64) / LARGEST_INT8
+            least = self._count[name] * np.square(steps).sum(axis=1) / 12
+            found += [
+                CacheFit(_times(error, own), f"{name}, head {head}")
+                for head, (error, own) in enumerate(zip(errors, least, strict=True))
+            ]
+        return max(found, key=lambda fit: fit.misfit)
 
 
 def saved_cache(onnx_path: Path) -> SavedCache | None:
@@ -71,6 +79,6 @@ def saved_cache(onnx_path: Path) -> SavedCache | None:
     return SavedCache(scales)
 
 
-def _relative(error: float, power: float) -> float:
-    ratio = float(np.sqrt(error / power)) if power else float(error != 0)
+def _times(error: float, least: float) -> float:
+    ratio = float(np.sqrt(error / least)) if least else float(error != 0)
     return float("inf") if np.isnan(ratio) else ratio

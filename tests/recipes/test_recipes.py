@@ -42,8 +42,11 @@ def test_every_recipe_that_ships_is_valid_and_named_as_its_file() -> None:
         (GOOD + "head: fp16\n", "'head' stands twice"),
         (GOOD + "kv: int4\n", "kv is 'int4': Input should be 'activation' or 'int8'"),
         (GOOD + "kv: int8\n", "a kv of int8 has scales from chats; it needs calibration_chats"),
-        (GOOD + "kv: int8\ncalibration_chats: 4\n", "max_cache_error is asked of a kv of int8, where it must be given"),
-        (GOOD.replace("max_kl: 1", "max_kl: 1, max_cache_error: 1"), "max_cache_error is asked of a kv of int8"),
+        (
+            GOOD + "kv: int8\ncalibration_chats: 4\n",
+            "max_cache_misfit is asked of a kv of int8, where it must be given",
+        ),
+        (GOOD.replace("max_kl: 1", "max_kl: 1, max_cache_misfit: 1"), "max_cache_misfit is asked of a kv of int8"),
         (GOOD.replace("method: rtn", "method: smoothquant"), "int4 linears are come by with method rtn or awq"),
         (GOOD.replace("method: rtn", "method: awq"), "int4 with method awq needs calibration_chats"),
         (GOOD.replace("linear: int4", "linear: fp8"), "fp8 with method rtn needs calibration_chats"),

@@ -72,7 +72,7 @@ def test_a_cache_in_8_bits_passes_and_costs_little(make: Make, reference: Refere
     coded = judged(reference, make(RECIPE), tiny)
     plain = run_gate(reference, make(AS_IT_IS), CPU, AS_IT_IS, accept_degraded=True)
     assert coded.passed and coded.chain is not None and coded.chain.cache is not None
-    assert 0 < coded.chain.cache.error < 0.03
+    assert 1 < coded.chain.cache.misfit < 3
     assert coded.chain.cache.where.startswith("layers.")
     assert plain.chain is not None and plain.chain.cache is None
     assert coded.measures.kl < 1.1 * plain.measures.kl + 1e-3
@@ -80,14 +80,14 @@ def test_a_cache_in_8_bits_passes_and_costs_little(make: Make, reference: Refere
 
 
 @pytest.mark.parametrize("factor", [4.0, 0.25])
-@pytest.mark.parametrize("where", ["key", "value", "layers.1.attention.key"])
+@pytest.mark.parametrize("where", ["key", "value", "layers.1.attention.key", "layers.0.attention.value"])
 def test_a_scale_that_is_off_by_four_is_refused_and_named(
     factor: float, where: str, make: Make, reference: Reference, tiny: Checkpoint
 ) -> None:
     path = make(RECIPE)
     scaled(path, where, factor)
     kind = "key" if "key" in where else "value"
-    layer = "1" if "layers" in where else r"\d"
+    layer = where.split(".")[1] if "layers" in where else r"\d"
     with pytest.raises(GateError, match=rf"keys and values in 8 bits \(worst: layers\.{layer}\.{kind}, head \d\)"):
         judged(reference, path, tiny)
 
@@ -100,6 +100,22 @@ def test_the_gate_runs_the_graph_with_its_own_scales(make: Make) -> None:
     assert np.abs(after - before).max() > 0.1
 
 
+@pytest.mark.parametrize("way", ["few", "many"])
+def test_a_fault_in_either_way_of_the_graph_is_found(
+    way: str, make: Make, reference: Reference, tiny: Checkpoint
+) -> None:
+    path = make(RECIPE)
+    model = ir.load(path)
+    every = ir.traversal.RecursiveGraphIterator(model.graph)
+    chosen = [node for node in every if node.op_type == "GroupQueryAttention" and node.name and way in node.name]
+    assert len(chosen) == tiny.config.layers
+    for node in chosen:
+        node.attributes["scale"] = ir.AttrFloat32("scale", 4.0)
+    ir.save(model, path)
+    with pytest.raises(GateError, match="mean KL that graph and kernels add is"):
+        judged(reference, path, tiny)
+
+
 def test_many_tokens_and_few_are_written_into_the_same_memory(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     # what an earlier piece wrote is read by the next: past and present are one buffer here, as when served
     path, text = make(RECIPE), [np.random.default_rng(5).integers(0, 256, size=90).tolist()]
@@ -107,7 +123,6 @@ def test_many_tokens_and_few_are_written_into_the_same_memory(make: Make, monkey
     for chunk in (90, MANY, MANY - 1, MANY + 4):
         monkeypatch.setattr("hermes_deploy.verification.candidate.CHUNK", chunk)
         pieces = [logits.copy() for _, _, logits in Candidate(path, 90).answers(text)]
-        assert len(pieces) == -(-90 // chunk)
         found.append(np.concatenate(pieces))
     spread = np.abs(found[0]).max()
     for other in found[1:]:
