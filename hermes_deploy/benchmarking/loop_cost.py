@@ -100,7 +100,7 @@ def measure_cost(
     loop = TokenLoop(session)
     try:
         prompts = [np.array([stream % session.vocab_size], dtype=np.int64) for stream in range(streams)]
-        answers = loop.submit_all([Generation(prompt, steps, sampling) for prompt in prompts])
+        answers = [loop.submit(Generation(prompt, steps, sampling)) for prompt in prompts]
         await_all([Listener(taken(answer)) for answer in answers])
     finally:
         loop.close()

@@ -113,7 +113,7 @@ class TokenStream:
             self._tokens.append(token)
             if logprobs is not None:
                 self._logprobs.append(logprobs)
-            self.changed.notify()
+            self.changed.notify_all()
 
     def read_in(self, reused: int, prompt_logprobs: Sequence[TokenLogprobs]) -> None:
         """The prompt was read: what is known of it goes with the first token."""
@@ -125,7 +125,7 @@ class TokenStream:
         with self.changed:
             if self._finish is None:
                 self._finish, self._error = finish, error
-                self.changed.notify()
+                self.changed.notify_all()
 
     def _ready(self) -> bool:
         return not self._ended and bool(self._tokens or self._finish)
