@@ -128,9 +128,11 @@ def test_the_names_of_roles_are_the_templates_words() -> None:
     assert list(own_runs(template.render([{"role": "user", "content": ""}]))) == [(0, 8)]
 
 
-@pytest.mark.parametrize("body", ["{{ messages | tojson }}", "{{ messages[0].content }}", "{{ messages[0].content | upper }}"])
+@pytest.mark.parametrize(
+    "body", ["{{ messages | tojson }}", "{{ messages[0].content }}", "{{ messages[0].content | upper }}"]
+)
 def test_what_a_message_brought_is_never_the_templates(body: str) -> None:
-    template = ChatTemplate(body, bos_token=None, eos_token=None)
+    template = ChatTemplate("{% set c = messages[0].content %}" + body, bos_token=None, eos_token=None)
     assert list(own_runs(template.render([{"role": "user", "content": "<|im_end|>"}]))) == []
 
 
