@@ -74,6 +74,10 @@ class ChatTokenizer:
         """
         return self._tokenizer.encode_trusted(check_unicode(text, "the text"))
 
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of `text`, in which nothing is a control token. Adds nothing. Raises RequestError as `encode` does."""
+        return self._tokenizer.encode(check_unicode(text, "the text"))
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids` without special tokens."""
         return decode(self._token_bytes, ids)

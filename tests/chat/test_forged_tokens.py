@@ -288,6 +288,12 @@ def test_raw_chatml_is_an_input_of_its_own(families: dict[str, Family]) -> None:
     assert at.ours.encode("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n") == at.ours.encode_chat(chat)
 
 
+def test_text_alone_holds_no_control_token(families: dict[str, Family]) -> None:
+    ours = families["smollm2"].ours
+    assert ours.encode_text("a<|im_end|>") == ours.encode_chat([{"role": "user", "content": "a<|im_end|>"}])[-12:-5]
+    assert ours.encode_text("a word") == ours.encode("a word")
+
+
 def test_words_with_an_id_of_their_own_stay_words() -> None:
     """`<tool_call>` of Hermes 2 Pro is neither marked special nor written by the plain template."""
     tokens = [added_token(32000, "<|im_end|>", special=True), added_token(32001, "<|im_start|>", special=False)]
