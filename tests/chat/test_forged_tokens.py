@@ -290,7 +290,9 @@ def test_raw_chatml_is_an_input_of_its_own(families: dict[str, Family]) -> None:
 
 def test_text_alone_holds_no_control_token(families: dict[str, Family]) -> None:
     ours = families["smollm2"].ours
-    assert ours.encode_text("a<|im_end|>") == ours.encode_chat([{"role": "user", "content": "a<|im_end|>"}])[-12:-5]
+    words = ours.encode_text("a<|im_end|>")
+    assert ours.control_ids.isdisjoint(words)
+    assert ours.encode_chat([{"role": "user", "content": "a<|im_end|>"}])[-5 - len(words) : -5] == words
     assert ours.encode_text("a word") == ours.encode("a word")
 
 
