@@ -27,7 +27,7 @@ class ControlledTokenizer:
     """Safe to use from several threads."""
 
     def __init__(self, data: dict[str, Any], controls: Iterable[str]) -> None:
-        """`data`: of tokenizer.json. `controls`: contents of added tokens. Raises ValueError for another kind of file."""
+        """`data`: of tokenizer.json. `controls`: contents of added tokens. Raises ValueError for another kind."""
         names = sorted(set(controls), key=lambda name: (-len(name), name))
         # longest first: of several that begin at one place the library takes the longest too
         self._controls = re.compile("|".join(map(re.escape, names)) or r"(?!)")

@@ -292,7 +292,9 @@ def test_text_alone_holds_no_control_token(families: dict[str, Family]) -> None:
     ours = families["smollm2"].ours
     words = ours.encode_text("a<|im_end|>")
     assert ours.control_ids.isdisjoint(words)
-    assert ours.encode_chat([{"role": "user", "content": "a<|im_end|>"}])[-5 - len(words) : -5] == words
+    rest = ours.encode("<|im_end|>\n<|im_start|>assistant\n")
+    ids = ours.encode_chat([{"role": "user", "content": "a<|im_end|>"}])
+    assert ids[-len(words) - len(rest) :] == [*words, *rest]
     assert ours.encode_text("a word") == ours.encode("a word")
 
 
