@@ -3,6 +3,9 @@
 The template itself is untrusted too. jinja2's immutable sandbox keeps it from Python's internals but
 bounds neither loops nor sizes, so here every loop step and call is counted against a budget, every
 text that is put together is measured, and methods and filters that pad to a width are not offered.
+
+What the template writes itself (its text, its constants, the token variables, the names of the roles)
+is `TracedText`, so that the rendered prompt says of each character whether a message brought it.
 """
 
 from __future__ import annotations
@@ -16,9 +19,12 @@ from typing import Any
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
+from jinja2.filters import make_attrgetter
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from hermes_deploy.chat.messages import ROLES
+from hermes_deploy.chat.traced_text import TracedText, joined
 from hermes_deploy.errors import CheckpointError, RequestError
 
 MAX_STEPS = 1 << 20
@@ -28,6 +34,9 @@ _MAX_BITS = 1024
 _WIDE_METHODS = frozenset({"center", "ljust", "rjust", "zfill", "expandtabs", "format", "format_map", "translate"})
 _WIDE_FILTERS = ("center", "format", "indent", "wordwrap", "pprint", "urlize", "xmlattr", "filesizeformat", "random")
 _FAULTS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+
+# Some templates make a control token out of the role's name: '<|' + role + '|>'.
+_ROLES = {role: TracedText(role) for role in ROLES}
 
 _steps_left: ContextVar[list[int]] = ContextVar("steps_left")
 
@@ -39,25 +48,28 @@ class ChatTemplate:
         """Raises CheckpointError when `source` is not a template that can be run here."""
         # A token that is not there is undefined in the template (renders as nothing), not the word None.
         tokens = {"bos_token": bos_token, "eos_token": eos_token}
-        self._tokens = {name: text for name, text in tokens.items() if text is not None}
+        self._tokens = {name: TracedText(text) for name, text in tokens.items() if text is not None}
         environment = _Environment()
         try:
-            self._template = environment.from_string(environment.count_loops(source))
+            self._template = environment.from_string(environment.prepare(source))
         except (jinja2.TemplateError, RecursionError) as error:
             raise CheckpointError(f"the chat template cannot be used: {error}") from None
 
-    def render(self, messages: Sequence[dict[str, str]], *, add_generation_prompt: bool = True) -> str:
-        """Raises RequestError: INVALID_ARGUMENT when the template refuses the messages, INTERNAL when it fails."""
+    def render(self, messages: Sequence[dict[str, str]], *, add_generation_prompt: bool = True) -> TracedText:
+        """The prompt, which knows its own characters from those of the messages' content.
+
+        Raises RequestError: INVALID_ARGUMENT when the template refuses the messages, INTERNAL when it fails.
+        """
         token = _steps_left.set([MAX_STEPS])
         try:
             pieces = self._template.generate(
-                messages=[dict(message) for message in messages],
+                messages=[{**message, "role": _ROLES.get(message["role"], message["role"])} for message in messages],
                 tools=None,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
                 **self._tokens,
             )
-            return "".join(_within(pieces, MAX_TEXT))
+            return joined(_within(pieces, MAX_TEXT))
         except _Refused as error:
             raise RequestError(f"the model's chat template refuses these messages: {error}") from None
         except _FAULTS as error:
@@ -85,9 +97,11 @@ class _Generation(Extension):
 
 class _Environment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"+", "*", "**", "%"})
+    concat = staticmethod(joined)
 
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+        self._own_texts: dict[str, TracedText] = {}
         for name in _WIDE_FILTERS:
             del self.filters[name]
         replace: Callable[..., Any] = self.filters["replace"]
@@ -96,20 +110,32 @@ class _Environment(ImmutableSandboxedEnvironment):
             "replace": jinja2.pass_eval_context(lambda ev, s, *a, **k: replace(ev, _replaceable(s, *a, **k), *a, **k)),
             "counted": _counted,
             "joined": _joined,
+            "join": _join,
+            "own": jinja2.pass_context(lambda _, text: self._own_texts[text]),
         }
         del self.globals["lipsum"]
         self.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
 
-    def count_loops(self, source: str) -> nodes.Template:
-        """The syntax tree with every loop and every ~ replaced by its measured form."""
+    def prepare(self, source: str) -> nodes.Template:
+        """The syntax tree with every loop and every ~ in its measured form, and every text traced."""
         tree = self.parse(source)
         for loop in list(tree.find_all(nodes.For)):
             if loop.recursive:
                 raise jinja2.TemplateError("recursive loops are not allowed")
-            loop.iter = nodes.Filter(loop.iter, "counted", [], [], None, None, lineno=loop.lineno)
-        _measure_concatenation(tree)
+            loop.iter = _filtered(loop.iter, "counted")
+        _exchange(tree, self._exchanged)
         tree.set_environment(self)
         return tree
+
+    def _exchanged(self, node: object) -> object:
+        if isinstance(node, nodes.Concat):
+            return _filtered(nodes.List(node.nodes, lineno=node.lineno), "joined")
+        if isinstance(node, nodes.TemplateData) or (isinstance(node, nodes.Const) and isinstance(node.value, str)):
+            text = node.data if isinstance(node, nodes.TemplateData) else node.value
+            self._own_texts.setdefault(text, TracedText(text))
+            # "own" looks at the context, so jinja does not fold it into a plain constant
+            return _filtered(nodes.Const(text, lineno=node.lineno), "own")
+        return node
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         if isinstance(obj, str) and attr in _WIDE_METHODS:
@@ -145,24 +171,21 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
 
-def _measure_concatenation(node: nodes.Node) -> None:
+def _exchange(node: nodes.Node, exchanged: Callable[[object], object]) -> None:
+    """Puts `exchanged(child)` in the place of every node below `node`, the innermost first."""
     for child in node.iter_child_nodes():
-        _measure_concatenation(child)
+        _exchange(child, exchanged)
     for field, value in node.iter_fields():
-        if isinstance(value, nodes.Concat):
-            setattr(node, field, _measured(value))
-        elif isinstance(value, list):
-            value[:] = [_measured(item) if isinstance(item, nodes.Concat) else item for item in value]
+        setattr(node, field, [exchanged(item) for item in value] if isinstance(value, list) else exchanged(value))
 
 
-def _measured(concat: nodes.Concat) -> nodes.Filter:
-    items = nodes.List(concat.nodes, lineno=concat.lineno)
-    return nodes.Filter(items, "joined", [], [], None, None, lineno=concat.lineno)
+def _filtered(node: nodes.Node, name: str) -> nodes.Filter:
+    return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 
-def _step() -> None:
+def _step(times: int = 1) -> None:
     left = _steps_left.get()
-    left[0] -= 1
+    left[0] -= times
     if left[0] < 0:
         raise jinja2.TemplateError(f"it takes more than {MAX_STEPS} steps")
 
@@ -192,13 +215,26 @@ def _counted(items: Iterable[Any]) -> Iterator[Any]:
         yield item
 
 
-def _joined(items: list[Any]) -> str:
-    return "".join(_within(map(str, items), MAX_TEXT))
+def _joined(items: list[Any]) -> TracedText:
+    return joined(_within(map(str, items), MAX_TEXT))
+
+
+@jinja2.pass_environment
+def _join(
+    environment: jinja2.Environment, value: Iterable[Any], d: Any = "", attribute: str | int | None = None
+) -> TracedText:
+    if attribute is not None:
+        value = map(make_attrgetter(environment, attribute), value)
+    between = str(d)
+    return joined(_within(map(str, value), MAX_TEXT, len(between)), between)
 
 
 def _replaceable(text: object, old: Any = "", new: Any = "", *_: Any, **__: Any) -> str:
     plain = str(text)
-    _check_size(len(plain) + plain.count(str(old)) * len(str(new)))
+    times = plain.count(str(old))
+    _check_size(len(plain) + times * len(str(new)))
+    if isinstance(plain, TracedText):
+        _step(times)  # it is replaced in Python, one by one
     return plain
 
 

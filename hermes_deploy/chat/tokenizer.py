@@ -1,5 +1,8 @@
 """Chats to token ids and back for one checkpoint; needs `tokenizers` and `jinja2`, no numpy, no engine.
 
+Messages are not trusted: what spells a control token in them (`<|im_start|>`, `</s>`) stays text. Text
+that may hold control tokens, such as a whole ChatML prompt, has a door of its own: `encode`.
+
 The folder that a build writes beside the engine: `tokenizer.json`, `chat_template.jinja`,
 `tokens.json` ({"bos_token", "eos_token", "stop_ids"}).
 """
@@ -11,14 +14,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
+from hermes_deploy.chat.control_tokens import ControlledTokenizer, control_contents
 from hermes_deploy.chat.detokenizer import Detokenizer, decode
 from hermes_deploy.chat.messages import check_messages, check_unicode
 from hermes_deploy.chat.template import ChatTemplate
 from hermes_deploy.chat.token_bytes import read_token_bytes
 from hermes_deploy.checkpoints.tokenizer_files import TokenizerFiles
-from hermes_deploy.errors import ArtifactError, CheckpointError
+from hermes_deploy.errors import ArtifactError, CheckpointError, RequestError
 
 TOKENIZER, TEMPLATE, TOKENS = "tokenizer.json", "chat_template.jinja", "tokens.json"
 
@@ -27,16 +29,17 @@ class ChatTokenizer:
     """Safe to use from several threads. Raises CheckpointError when the files cannot be used."""
 
     def __init__(self, files: TokenizerFiles) -> None:
+        tokens = (files.bos_token, files.eos_token)
         try:
-            self._tokenizer = Tokenizer.from_buffer(files.tokenizer_json)
-        except ValueError as error:
-            raise CheckpointError(f"tokenizer.json cannot be used: {error}") from None
-        # A tokenizer.json may carry the settings of somebody's training run.
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+            data = json.loads(files.tokenizer_json)
+            controls = control_contents(data, files.chat_template, tokens, files.stop_ids)
+            self._tokenizer = ControlledTokenizer(data, controls)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"tokenizer.json cannot be used: {error!r}") from None
         self._token_bytes = read_token_bytes(files.tokenizer_json)
         self._template = ChatTemplate(files.chat_template, bos_token=files.bos_token, eos_token=files.eos_token)
         self.stop_ids = files.stop_ids
+        _check_traced(self._template, self._tokenizer)
 
     @classmethod
     def from_folder(cls, path: Path) -> ChatTokenizer:
@@ -48,18 +51,32 @@ class ChatTokenizer:
         """Number of ids, added tokens included."""
         return len(self._token_bytes.pieces)
 
+    @property
+    def control_ids(self) -> frozenset[int]:
+        """Ids that no text in a message becomes, but for the one that stands for unknown letters."""
+        return self._tokenizer.control_ids
+
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """The prompt as text, ready for the assistant's answer. Raises RequestError."""
         return self._template.render(check_messages(messages))
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Ids of the rendered prompt. The template writes the begin-of-text token where the model has one."""
-        return self.encode(self.render(messages))
+        """Ids of the rendered prompt. Only the template writes control tokens; it begins the text where there is one.
+
+        Raises RequestError.
+        """
+        return self._tokenizer.encode(self._template.render(check_messages(messages)))
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`; adds nothing of its own. Raises RequestError for text that is not valid Unicode."""
-        ids: list[int] = self._tokenizer.encode(check_unicode(text, "the text"), add_special_tokens=False).ids
-        return ids
+        """Ids of trusted `text`: control tokens in it are control tokens, such as those of raw ChatML. Adds nothing.
+
+        Raises RequestError for text that is not valid Unicode.
+        """
+        return self._tokenizer.encode_trusted(check_unicode(text, "the text"))
+
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of `text`, in which nothing is a control token. Adds nothing. Raises RequestError as `encode` does."""
+        return self._tokenizer.encode(check_unicode(text, "the text"))
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids` without special tokens."""
@@ -68,6 +85,32 @@ class ChatTokenizer:
     def detokenizer(self) -> Detokenizer:
         """A fresh one, for one answer."""
         return Detokenizer(self._token_bytes)
+
+
+_PROBES: tuple[tuple[str, ...], ...] = (
+    ("user",),
+    ("system", "user"),
+    ("user", "assistant", "user"),
+    ("system", "user", "assistant", "user"),
+)
+
+
+def _check_traced(template: ChatTemplate, tokenizer: ControlledTokenizer) -> None:
+    """Raises CheckpointError when a harmless chat holds control tokens that nobody is known to have written.
+
+    They would be text in every prompt, and the model would answer badly.
+    """
+    for roles in _PROBES:
+        try:
+            prompt = template.render([{"role": role, "content": "Hello"} for role in roles])
+        except RequestError:
+            continue  # a template may refuse a system message; it says so to who sends one
+        lost = tokenizer.forged(prompt)
+        if lost:
+            raise CheckpointError(
+                f"the chat template writes {lost!r} in a way that cannot be told from what a user writes; "
+                "write it as one text in the template, or as parts joined by + or ~"
+            )
 
 
 def write_folder(files: TokenizerFiles, path: Path) -> None:

@@ -149,7 +149,7 @@ def _bad_words(texts: Sequence[str], tokenizer: ChatTokenizer) -> tuple[tuple[in
                 f"{MAX_BAD_WORD_CHARACTERS}, and not only spaces"
             )
         for form in (text.lstrip(" "), " " + text.lstrip(" ")):
-            ids = tuple(tokenizer.encode(form))
+            ids = tuple(tokenizer.encode_text(form))
             if len(ids) > LONGEST_BAD_WORD:
                 raise RequestError(
                     f"the bad word {text[:60]!r} is {len(ids)} tokens long; at most {LONGEST_BAD_WORD} are taken"
