@@ -14,7 +14,7 @@ from hermes_deploy.repository.demo import demo_config
 from hermes_deploy.targets import TARGETS
 from tests.serving.artifact import seal
 
-VERBS = ("build", "serve", "ask", "inspect", "validate", "doctor", "cache")
+VERBS = ("build", "serve", "ask", "bench", "inspect", "validate", "doctor", "cache")
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
