@@ -5,7 +5,7 @@ Takes how long the engine's last calls took, gives a number of tokens. No clock 
 
 from __future__ import annotations
 
-LEAST = 8
+LEAST = 16
 """Tokens. Fewer would cost nearly as much and never end."""
 _FORGET = 0.3
 """Weight of the newest measurement."""
@@ -19,7 +19,7 @@ class Pace:
     for a first token are the majority.
     """
 
-    def __init__(self, chunk: int, stretch: float = 1.0) -> None:
+    def __init__(self, chunk: int, stretch: float = 1.5) -> None:
         self._chunk = chunk
         self._stretch = stretch
         self._token_seconds: float | None = None

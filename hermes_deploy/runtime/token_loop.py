@@ -77,7 +77,7 @@ class TokenLoop:
         session: Session,
         *,
         queue_limit: int = 64,
-        stretch: float = 1.0,
+        stretch: float = 1.5,
         engine_timeout: float = 120.0,
         on_death: Callable[[str], None] | None = None,
     ) -> None:
