@@ -40,6 +40,10 @@ class GuardedSession:
         self.seconds = 0.0
         """Time spent in calls."""
         self.last_seconds = 0.0
+        self.calls = 0
+        """Calls that came back, well or not."""
+        self.longest = 0.0
+        """Seconds of the longest call that came back."""
         threading.Thread(target=self._watch, name="engine-watchdog", daemon=True).start()
 
     def prefill(self, slot: int, tokens: npt.NDArray[np.int64], start: int, logits: int = 1) -> npt.NDArray[np.float32]:
@@ -58,6 +62,12 @@ class GuardedSession:
         """See `Session.copy`."""
         with self._call():
             self._session.copy(source, target, start, count)
+
+    @property
+    def in_call(self) -> float | None:
+        """Seconds since the call that is going on began, None between calls. From any thread."""
+        since = self._since
+        return None if since is None else time.monotonic() - since
 
     def close(self) -> None:
         """Closes the session, after its last call has come back. The watchdog ends first."""
@@ -78,6 +88,8 @@ class GuardedSession:
             self._since = None
             self.last_seconds = time.monotonic() - began
             self.seconds += self.last_seconds
+            self.longest = max(self.longest, self.last_seconds)
+            self.calls += 1
         if self._hangs:
             raise EngineFailed(self._hang())
 
