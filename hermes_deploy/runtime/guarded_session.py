@@ -34,8 +34,8 @@ class GuardedSession:
         self._since: float | None = None
         self._closed = threading.Event()
         self._hangs = False
-        self.failures = 0
-        """Calls that failed since the last one that did not."""
+        self._failures = 0
+        self._decode_failures = 0
         self.all_failures = 0
         self.seconds = 0.0
         """Time spent in calls."""
@@ -55,13 +55,24 @@ class GuardedSession:
         self, slots: Sequence[int], tokens: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float32]:
         """See `Session.decode`."""
-        with self._call():
-            return self._session.decode(slots, tokens, positions)
+        try:
+            with self._call():
+                logits = self._session.decode(slots, tokens, positions)
+        except EngineFailed:
+            self._decode_failures += 1
+            raise
+        self._decode_failures = 0
+        return logits
 
     def copy(self, source: int, target: int, start: int, count: int) -> None:
         """See `Session.copy`."""
         with self._call():
             self._session.copy(source, target, start, count)
+
+    @property
+    def failures(self) -> int:
+        """Calls that failed in a row, or decodes that did: an engine that reads prompts and cannot answer is broken."""
+        return max(self._failures, self._decode_failures)
 
     @property
     def in_call(self) -> float | None:
@@ -79,9 +90,9 @@ class GuardedSession:
         self._since = began = time.monotonic()
         try:
             yield
-            self.failures = 0
+            self._failures = 0
         except Exception as error:  # whatever an engine raises, it belongs to those who were in the call
-            self.failures += 1
+            self._failures += 1
             self.all_failures += 1
             raise EngineFailed(f"{type(error).__name__}: {error}") from error
         finally:
