@@ -6,7 +6,7 @@ A Unix-domain socket in the run folder, which only this user may enter. One line
     {"do": "drain", "why": TEXT}  later requests are refused with TEXT; then the same answer
     {"do": "end", "why": TEXT}    what is still running ends with TEXT; then the same answer
 
-Answered by threads of the engine's process, so that silence means what it seems to: that process is stopped,
+Answered by a thread of the engine's process, so that silence means what it seems to: that process is stopped,
 wedged or gone.
 """
 
@@ -29,8 +29,8 @@ from hermes_deploy.runtime.token_loop import Progress
 Command = Literal["status", "drain", "end"]
 
 _LONGEST_LINE = 1 << 16
-_PATIENCE = 2.0
-"""Seconds that a thread waits for the line of whoever connected."""
+_PATIENCE = 0.5
+"""Seconds that whoever connected has to send its line."""
 
 
 class Controlled(Protocol):
@@ -104,9 +104,14 @@ def ask(path: Path, command: Command, why: str = "", *, timeout: float = 1.0) ->
         raise ControlSilent(f"the engine's process does not answer: {type(error).__name__}: {error}") from None
 
 
-class _Server(socketserver.ThreadingUnixStreamServer):
-    daemon_threads = True
+class _Server(socketserver.UnixStreamServer):
+    """One caller after the other: a thread for each would have to wait for the interpreter's lock several times
+    more, which a fast engine and its answers hardly let go of."""
+
     request_queue_size = 16
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A caller that said nothing, or hung up: its own affair."""
 
 
 def _handler(loop: Controlled) -> type[socketserver.StreamRequestHandler]:

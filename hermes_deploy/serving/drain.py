@@ -21,7 +21,7 @@ REFUSED = f"the server is draining and takes no new requests. Retry after {RETRY
 _POLL = 0.1
 _QUIET = 0.3
 """Seconds without a change in Triton's counters after which all is delivered."""
-_SETTLE_SECONDS = 5.0
+_SETTLE_SECONDS = 15.0
 
 
 class Draining:
@@ -35,20 +35,22 @@ class Draining:
         """New requests are refused from here on; how many run or wait."""
         return _count(self._ask("drain", REFUSED))
 
-    def emptied(self, until: float) -> int:
-        """Waits until nothing runs, or `until` (time.monotonic()); how many are left."""
-        left = _count(self._ask("status"))
-        while left and time.monotonic() < until:
-            time.sleep(_POLL)
-            left = _count(self._ask("status"))
-        return left
+    def emptied(self, until: float, end: str = "") -> int:
+        """Waits until nothing runs, or `until` (time.monotonic()); how many are left.
 
-    def end(self, why: str) -> None:
-        """Ends what is left, in-band."""
-        self._ask("end", why)
+        With `end`, what runs is ended in-band with that text, as often as it takes for the engine to hear it.
+        """
+        while True:
+            left = _count(self._ask("end" if end else "status", end))
+            if not left or time.monotonic() >= until:
+                return left
+            time.sleep(_POLL)
 
     def settled(self) -> bool:
-        """Waits until Triton has delivered what the engine gave it, 5 s at most; whether it has."""
+        """Waits until Triton has delivered what the engine gave it, 15 s at most; whether it has.
+
+        Where the engine is faster than the post step of the ensemble, thousands of pieces can be on their way.
+        """
         until = time.monotonic() + _SETTLE_SECONDS
         before = _counters(self._metrics)
         while time.monotonic() < until:

@@ -177,19 +177,18 @@ class _Supervisor:
             why, left = "the server was told twice to stop, and stops now", 1
         if left:
             _LOG.warning("ending what still runs: %s", why)
-            draining.end(f"{why}. Ask again, here in a moment or at another server.")
-            if self._emptied(draining, _ENDING_SECONDS):
+            if self._emptied(draining, _ENDING_SECONDS, f"{why}. Ask again, here in a moment or at another server."):
                 _LOG.error("the engine did not end its answers within %g s", _ENDING_SECONDS)
         if not draining.settled():
             _LOG.error("Triton has not delivered everything; it is stopped all the same")
 
-    def _emptied(self, draining: Draining, seconds: float) -> int:
-        """Waits for the end of what runs, and goes on telling that somebody looks after it; how many are left."""
+    def _emptied(self, draining: Draining, seconds: float, end: str = "") -> int:
+        """See `Draining.emptied`; goes on telling that somebody looks after it."""
         until = time.monotonic() + seconds
         while True:
             self._server.check()
             self._health.seen(None)
-            left = draining.emptied(min(until, time.monotonic() + INTERVAL))
+            left = draining.emptied(min(until, time.monotonic() + INTERVAL), end)
             if not left or time.monotonic() >= until:
                 return left
 

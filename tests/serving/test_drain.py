@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,11 @@ from hermes_deploy.protocol.tensors import ENSEMBLE
 from hermes_deploy.serving import Server
 from tests.serving.artifact import MAX_SLOTS
 from tests.serving.processes import eventually
-from tests.serving.raw_requests import over_http
 from tests.serving.serve_process import ServeProcess, is_part, serving
 
 DOORS = ("chat", "ensemble")
+WAYS = (*DOORS, "http", "ensemble")
+"""How an answer in each slot is asked for; "http": the ensemble through Triton's generate_stream."""
 
 
 @dataclass(frozen=True)
@@ -33,26 +36,42 @@ class Ended:
     tokens: int
 
 
-def read(url: str, door: Any, tokens: int, started: threading.Barrier) -> Ended:
+def read(said: dict[str, str], way: Any, tokens: int, started: threading.Barrier) -> Ended:
+    if way == "http":
+        return read_http(said["http"], tokens, started)
     count = 0
-    with Client(url) as client:
+    with Client(said["grpc"]) as client:
         try:
-            with client.stream("hello", door=door, max_tokens=tokens, temperature=0.0) as stream:
+            with client.stream("hello", door=way, max_tokens=tokens, temperature=0.0) as stream:
                 for piece in stream:
                     if not count:
                         started.wait(30)
                     count += len(piece.token_ids)
-                return Ended(stream.answer.finish_reason, count)
+                return Ended(stream.result().finish_reason, count)
         except ClientError as error:
             return Ended(str(error), count)
 
 
+def read_http(url: str, tokens: int, started: threading.Barrier) -> Ended:
+    messages = json.dumps([{"role": "user", "content": "hello"}])
+    body = json.dumps({"messages": messages, "max_tokens": tokens, "temperature": 0.0})
+    request = urllib.request.Request(f"{url}/v2/models/{ENSEMBLE}/generate_stream", body.encode())
+    event: dict[str, Any] = {}
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        for line in answer:
+            if line.startswith(b"data: "):
+                if not event:
+                    started.wait(30)
+                event = json.loads(line.removeprefix(b"data: "))
+    return Ended(event.get("error_message") or event["finish_reason"], event["completion_tokens"])
+
+
 @contextmanager
-def load(url: str, tokens: int) -> Iterator[list[Future[Ended]]]:
-    """An answer in every slot, half of them through each door; entered when all of them have begun."""
+def load(said: dict[str, str], tokens: int) -> Iterator[list[Future[Ended]]]:
+    """An answer in every slot, through every door; entered when all of them have begun."""
     started = threading.Barrier(MAX_SLOTS + 1)
     with ThreadPoolExecutor(MAX_SLOTS) as pool:
-        asked = [pool.submit(read, url, DOORS[i % 2], tokens, started) for i in range(MAX_SLOTS)]
+        asked = [pool.submit(read, said, way, tokens, started) for way in WAYS]
         started.wait(30)
         yield asked
 
@@ -60,12 +79,14 @@ def load(url: str, tokens: int) -> Iterator[list[Future[Ended]]]:
 def test_without_draining_triton_cuts_ensemble_streams(artifact: Path) -> None:
     with (
         Server(artifact, grpc_port=0, http_port=0, metrics_port=0) as server,
-        load(server.endpoints.grpc, tokens=8000) as answers,
+        load(asdict(server.endpoints), tokens=8000) as answers,
     ):
         (triton,) = (p for p in psutil.Process().children(recursive=True) if is_part(p, "tritonserver") and mine(p, server))
         triton.terminate()
         ended = [answer.result(60) for answer in answers]
-    assert not all(answer.reason in ("length", "stop") or "in-band" in answer.reason for answer in ended[1::2]), ended
+    through_http = ended[WAYS.index("http")]
+    assert through_http.reason == "", "cut without a word"
+    assert all(answer.tokens < 8000 for answer, way in zip(ended, WAYS, strict=True) if way != "chat"), ended
 
 
 def mine(process: psutil.Process, server: Server) -> bool:
@@ -73,7 +94,7 @@ def mine(process: psutil.Process, server: Server) -> bool:
 
 
 def test_whoever_runs_finishes_and_whoever_comes_is_told_when_to_come_back(artifact: Path) -> None:
-    with serving(artifact) as served, load(served.grpc, tokens=4000) as answers:
+    with serving(artifact) as served, load(served.said, tokens=4000) as answers:
         served.process.terminate()
         assert eventually(lambda: not served.ready())
         assert not any(answer.done() for answer in answers), "too fast to show anything"
@@ -92,7 +113,7 @@ def assert_refused(served: ServeProcess) -> None:
 
 
 def test_whoever_runs_too_long_is_told_so_in_band(artifact: Path) -> None:
-    with serving(artifact, drain_timeout=0.5) as served, load(served.grpc, tokens=8000) as answers:
+    with serving(artifact, drain_timeout=0.5) as served, load(served.said, tokens=8000) as answers:
         served.process.terminate()
         ended = [answer.result(60) for answer in answers]
         assert served.end()[0] == 0
@@ -102,7 +123,7 @@ def test_whoever_runs_too_long_is_told_so_in_band(artifact: Path) -> None:
 
 
 def test_a_second_signal_cuts_short_and_still_tells(artifact: Path) -> None:
-    with serving(artifact, drain_timeout=300) as served, load(served.grpc, tokens=8000) as answers:
+    with serving(artifact, drain_timeout=300) as served, load(served.said, tokens=8000) as answers:
         served.process.terminate()
         assert eventually(lambda: not served.ready())
         time.sleep(0.3)
