@@ -31,7 +31,7 @@ from hermes_deploy.serving.ports import claim_ports
 _PATIENCE = 3.0
 """Seconds that an HTTP caller has for its request."""
 _CALLERS = 32
-"""HTTP connections at once; more are closed. Probes need two or three."""
+"""HTTP connections at once; for one more the oldest is closed, so that a probe always gets in."""
 _CALLS = 8
 """gRPC calls at once; more are refused."""
 _WATCHERS = 4
@@ -65,20 +65,26 @@ class _HTTPServer(socketserver.ThreadingMixIn, HTTPServer):
     request_queue_size = 128
 
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
-        self._free = threading.BoundedSemaphore(_CALLERS)
+        self._open: dict[socket.socket, None] = {}
+        """In the order in which they came."""
+        self._lock = threading.Lock()
         super().__init__(address, handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if self._free.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
+        with self._lock:
+            self._open[request] = None
+            if len(self._open) > _CALLERS:
+                oldest = next(iter(self._open))
+                del self._open[oldest]
+                _hang_up(oldest)
+        super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._free.release()
+            with self._lock:
+                self._open.pop(request, None)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A caller that hung up in the middle: its own affair."""

@@ -81,7 +81,9 @@ def test_without_draining_triton_cuts_ensemble_streams(artifact: Path) -> None:
         Server(artifact, grpc_port=0, http_port=0, metrics_port=0) as server,
         load(asdict(server.endpoints), tokens=8000) as answers,
     ):
-        (triton,) = (p for p in psutil.Process().children(recursive=True) if is_part(p, "tritonserver") and mine(p, server))
+        (triton,) = (
+            p for p in psutil.Process().children(recursive=True) if is_part(p, "tritonserver") and mine(p, server)
+        )
         triton.terminate()
         ended = [answer.result(60) for answer in answers]
     through_http = ended[WAYS.index("http")]
