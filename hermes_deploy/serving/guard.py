@@ -56,12 +56,22 @@ def main(arguments: list[str]) -> int:
         died = _watch(server, int(lifeline), lambda: stopping)
         status = _end(server, float(exit_seconds))
     finally:
-        for pid in _group():
-            _kill(pid)
+        kill_session(os.getpid())
         sweep(Path(run_folder), shm_prefix)
     if died:
         return MODEL_DIED
     return 128 - status if status < 0 else status
+
+
+def kill_session(session: int, mark: str = "") -> None:
+    """Ends every process of that session but this one; with `mark` only those that have it on their command line.
+
+    Model processes do not end by themselves when tritonserver is killed: one that was just telling it a metric
+    waits for ever, and holds Python's lock.
+    """
+    for pid in _group(session):
+        if mark.encode() in _read(pid, "cmdline"):
+            _kill(pid)
 
 
 def sweep(run_folder: Path, shm_prefix: str) -> None:
@@ -86,7 +96,7 @@ def _watch(server: subprocess.Popen[bytes], lifeline: int, stopping: Callable[[]
             if not expected:
                 server.kill()
                 return False
-            models = {pid for pid in _group() if _STUB in _read(pid, "cmdline")}
+            models = {pid for pid in _group(os.getpid()) if _STUB in _read(pid, "cmdline")}
         alive = sum(_alive(pid) for pid in models)
         if alive < expected:
             print(f"guard: {expected - alive} of {expected} model processes died; Triton does not restart them.")
@@ -115,13 +125,13 @@ def _end(server: subprocess.Popen[bytes], seconds: float) -> int:
     return server.wait()
 
 
-def _group() -> list[int]:
-    """Live processes of this session, without this one."""
+def _group(session: int) -> list[int]:
+    """Live processes of that session, without this one."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             fields = _fields(int(entry.name))
-            if fields and fields[3] == str(os.getpid()) and fields[0] != "Z":
+            if fields and fields[3] == str(session) and fields[0] != "Z":
                 found.append(int(entry.name))
     return found
 

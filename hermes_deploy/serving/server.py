@@ -159,8 +159,10 @@ class Server:
             try:
                 self._guard.wait(_EXIT_SECONDS + 5)
             except subprocess.TimeoutExpired:
-                os.killpg(self._guard.pid, signal.SIGKILL)
+                self._guard.kill()
                 self._guard.wait()
+            # the guard did this, unless it was killed
+            guard.kill_session(self._guard.pid, self._shm_prefix)
         if self._run_folder is not None:
             # the guard did this, unless it was killed or never started
             guard.sweep(self._run_folder, self._shm_prefix)
