@@ -59,10 +59,10 @@ class Health:
             self._changed.notify_all()
 
     def failed(self, why: str) -> None:
-        """The server has to be started again."""
+        """The server has to be started again. `why`: its first line is the reason, the rest its last words."""
         with self._changed:
             self._last_failure = why
-            self._problem = why
+            self._problem = why.partition("\n")[0]
             self._changed.notify_all()
 
     def restarted(self) -> None:
