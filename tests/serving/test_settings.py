@@ -116,6 +116,12 @@ def test_a_secret_is_never_shown() -> None:
     assert "hunter2" not in str(refused.value)
 
 
+def test_every_setting_stands_in_the_documentation() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    table = text.partition("| setting |")[2].partition("\n\n")[0]
+    assert {name for name in Settings.model_fields if f"`{name}`" not in table} == set()
+
+
 def test_a_pair_without_a_value_and_a_name_with_dashes() -> None:
     assert from_pairs(["queue-limit=3", "host=a=b"]) == {"queue_limit": "3", "host": "a=b"}
     with pytest.raises(UsageError, match="SETTING=VALUE"):
