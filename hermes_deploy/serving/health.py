@@ -20,7 +20,7 @@ from hermes_deploy.runtime.token_loop import Progress
 Phase = Literal["starting", "serving", "draining", "restarting", "stopped"]
 
 HEARTBEAT = 8.0
-"""Seconds after which whoever watches the server is itself given up: a look takes 2 s at most."""
+"""Seconds after which whoever watches the server is itself given up: a look takes 4 s at most."""
 
 
 @dataclass(frozen=True)

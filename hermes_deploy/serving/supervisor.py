@@ -106,7 +106,8 @@ class _Supervisor:
         self._health.enter("serving")
 
     def _watch_until_it_fails(self) -> None:
-        limits = Limits(self._settings.stall_after, self._settings.silence_timeout)
+        settings = self._settings
+        limits = Limits(settings.stall_after, settings.silence_timeout, settings.engine_timeout)
         watch = Watch(self._server.control, self._server.host, self._server.http_port, limits)
         try:
             while True:

@@ -1,8 +1,8 @@
 """Looks at a running server, twice a second: does it get on, and if not, is it past repair?
 
-Two questions at each look: the engine's process, over its control socket, how its calls go; and Triton, over HTTP,
-whether it answers at all. What follows from the answers is `judge`, which is pure. Dead and stopped processes are
-the guard's to find (guard.py).
+Three questions at each look: the engine's process, over its control socket, how its calls go; Triton, over HTTP,
+whether it answers at all; and the ensemble's own steps, in turn, whether they step (pulse.py). What follows from the
+answers is `judge`, which is pure. Dead and stopped processes are the guard's to find (guard.py).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from hermes_deploy.runtime.token_loop import Progress
 from hermes_deploy.serving.control import ControlSilent, ask
 from hermes_deploy.serving.probe import answers
+from hermes_deploy.serving.pulse import Pulse
 
 INTERVAL = 0.5
 """Seconds between two looks."""
@@ -31,6 +32,7 @@ class Limits:
 
     stall_after: float
     silence_timeout: float
+    engine_timeout: float
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,12 @@ class Watch:
         self._control = control
         self._address = (host, port)
         self._limits = limits
+        self._pulse = Pulse(host, port)
         self._silent = 0.0
         """Seconds of waiting for answers that did not come; time in which this process slept does not count."""
 
     def look(self) -> Look:
-        """Takes 2 s at most."""
+        """Takes 4 s at most."""
         began = time.monotonic()
         engine, silence = None, None
         try:
@@ -66,11 +69,21 @@ class Watch:
             self._silent = 0.0
         else:
             self._silent += min(max(time.monotonic() - began, INTERVAL), 2 * _ANSWER_SECONDS)
-        return judge(engine, silence, self._silent, self._limits)
+        step = ("", 0.0) if silence is not None else self._pulse.take()
+        return judge(engine, silence, self._silent, self._limits, step)
 
 
-def judge(engine: Progress | None, silence: str | None, silent_seconds: float, limits: Limits) -> Look:
-    """`silence`: who did not answer at this look, None when both did; `silent_seconds`: for how long already."""
+def judge(
+    engine: Progress | None,
+    silence: str | None,
+    silent_seconds: float,
+    limits: Limits,
+    step: tuple[str, float] = ("", 0.0),
+) -> Look:
+    """`silence`: who did not answer at this look, None when both did; `silent_seconds`: for how long already.
+
+    `step`: a step of the ensemble, and for how many seconds it has not stepped.
+    """
     if engine is not None and engine.dead is not None:
         return Look(f"the engine died: {engine.dead}", True, engine)
     if silence is not None:
@@ -82,4 +95,7 @@ def judge(engine: Progress | None, silence: str | None, silent_seconds: float, l
         if engine.in_call > allowed:
             told = f"a call of the engine has been going on for {engine.in_call:.0f} s; the longest before took "
             return Look(f"{told}{engine.longest_call:.2g} s", False, engine)
+    model, stuck = step
+    if stuck > limits.stall_after:
+        return Look(f"{model} has done nothing for {stuck:.0f} s", stuck > limits.engine_timeout, engine)
     return Look(None, False, engine)

@@ -26,7 +26,7 @@ from hermes_deploy.serving.watch import Limits, judge
 from tests.serving.serve_process import ask_health
 
 WELL = Progress(dead=None, draining=False, active=1, waiting=0, calls=9, in_call=0.1, longest_call=0.2)
-LIMITS = Limits(stall_after=4, silence_timeout=15)
+LIMITS = Limits(stall_after=4, silence_timeout=15, engine_timeout=120)
 
 
 class Clock:
@@ -58,6 +58,13 @@ def test_one_missed_answer_is_not_told_two_are_and_many_are_fatal() -> None:
     two = judge(None, "nobody answers", 2.0, LIMITS)
     assert (two.problem, two.fatal) == ("nobody answers; no answer for 2 s", False)
     assert judge(WELL, "Triton does not answer", 15.5, LIMITS).fatal
+
+
+def test_a_step_of_the_ensemble_that_does_not_step_is_told_and_later_fatal() -> None:
+    assert judge(WELL, None, 0, LIMITS, ("chatml_preprocess", 3)).problem is None
+    stuck = judge(WELL, None, 0, LIMITS, ("chatml_preprocess", 5))
+    assert (stuck.problem, stuck.fatal) == ("chatml_preprocess has done nothing for 5 s", False)
+    assert judge(WELL, None, 0, LIMITS, ("chatml_postprocess", 121)).fatal
 
 
 def test_a_dead_engine_is_past_repair_whatever_else_there_is() -> None:
