@@ -4,7 +4,7 @@ A Unix-domain socket in the run folder, which only this user may enter. One line
 
     {"do": "status"}              {"dead": null, "draining": false, "active": 2, …}    see Progress
     {"do": "drain", "why": TEXT}  later requests are refused with TEXT; then the same answer
-    {"do": "end", "why": TEXT}    what is still running ends with TEXT; then the same answer
+    {"do": "end", "why": TEXT}    the same, and what is still running ends with TEXT
 
 Answered by a thread of the engine's process, so that silence means what it seems to: that process is stopped,
 wedged or gone.
@@ -136,6 +136,7 @@ def _obey(loop: Controlled, asked: dict[str, str]) -> dict[str, Any]:
         case "drain":
             loop.drain(asked["why"])
         case "end":
+            loop.drain(asked["why"])
             loop.end(asked["why"])
         case "status":
             pass

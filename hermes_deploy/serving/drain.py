@@ -19,7 +19,7 @@ RETRY_SECONDS = 5
 REFUSED = f"the server is draining and takes no new requests. Retry after {RETRY_SECONDS} s, or at another server."
 
 _POLL = 0.1
-_QUIET = 0.3
+_QUIET = 0.5
 """Seconds without a change in Triton's counters after which all is delivered."""
 _SETTLE_SECONDS = 15.0
 
@@ -38,10 +38,11 @@ class Draining:
     def emptied(self, until: float, end: str = "") -> int:
         """Waits until nothing runs, or `until` (time.monotonic()); how many are left.
 
-        With `end`, what runs is ended in-band with that text, as often as it takes for the engine to hear it.
+        With `end`, what runs is ended in-band with that text. Either is said again and again, for the engine may
+        not have heard it.
         """
         while True:
-            left = _count(self._ask("end" if end else "status", end))
+            left = _count(self._ask("end", end) if end else self._ask("drain", REFUSED))
             if not left or time.monotonic() >= until:
                 return left
             time.sleep(_POLL)

@@ -80,7 +80,7 @@ class Health:
                 reasons.append(_PHASES[self._phase])
             if self._problem is not None:
                 reasons.append(self._problem)
-            lost = self._phase in ("serving", "draining") and self._clock() - self._beat > HEARTBEAT
+            lost = self._phase == "serving" and self._clock() - self._beat > HEARTBEAT
             if lost:
                 reasons.append(f"nobody has looked at the server for {self._clock() - self._beat:.0f} s")
             alive = self._problem is None and not lost and self._phase != "stopped"

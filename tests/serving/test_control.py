@@ -107,7 +107,8 @@ def test_an_end_reaches_those_who_run_and_those_who_wait_and_frees_their_slots(l
         assert (str(error), error.code) == ("time is up", "UNAVAILABLE")
     assert eventually(lambda: ask(control, "status").active + ask(control, "status").waiting == 0)
     assert loop.dead is None
-    assert submit(loop, 1).take(WAIT) is not None
+    with pytest.raises(RequestError, match="time is up"):
+        submit(loop, 1)
 
 
 def test_an_end_reaches_those_who_are_in_a_call_that_hangs(

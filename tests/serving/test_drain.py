@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from hermes_deploy.client import Client, ClientError
@@ -21,7 +21,7 @@ from hermes_deploy.protocol.tensors import ENSEMBLE
 from hermes_deploy.serving import Server
 from tests.serving.artifact import MAX_SLOTS
 from tests.serving.processes import eventually
-from tests.serving.serve_process import ServeProcess, is_part, serving
+from tests.serving.serve_process import ServeProcess, serving
 
 DOORS = ("chat", "ensemble")
 WAYS = (*DOORS, "http", "ensemble")
@@ -57,7 +57,8 @@ def read_http(url: str, tokens: int, started: threading.Barrier) -> Ended:
     body = json.dumps({"messages": messages, "max_tokens": tokens, "temperature": 0.0})
     request = urllib.request.Request(f"{url}/v2/models/{ENSEMBLE}/generate_stream", body.encode())
     event: dict[str, Any] = {}
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    # a connection that is cut leaves the last piece that came
+    with suppress(OSError, http.client.HTTPException), urllib.request.urlopen(request, timeout=60) as answer:
         for line in answer:
             if line.startswith(b"data: "):
                 if not event:
@@ -81,18 +82,10 @@ def test_without_draining_triton_cuts_ensemble_streams(artifact: Path) -> None:
         Server(artifact, grpc_port=0, http_port=0, metrics_port=0) as server,
         load(asdict(server.endpoints), tokens=8000) as answers,
     ):
-        (triton,) = (
-            p for p in psutil.Process().children(recursive=True) if is_part(p, "tritonserver") and mine(p, server)
-        )
-        triton.terminate()
+        server.stop()
         ended = [answer.result(60) for answer in answers]
-    through_http = ended[WAYS.index("http")]
-    assert through_http.reason == "", "cut without a word"
+    assert ended[WAYS.index("http")].reason == "", "cut without a word"
     assert all(answer.tokens < 8000 for answer, way in zip(ended, WAYS, strict=True) if way != "chat"), ended
-
-
-def mine(process: psutil.Process, server: Server) -> bool:
-    return f"--grpc-port={server.grpc_port}" in process.cmdline()
 
 
 def test_whoever_runs_finishes_and_whoever_comes_is_told_when_to_come_back(artifact: Path) -> None:
@@ -110,8 +103,10 @@ def test_whoever_runs_finishes_and_whoever_comes_is_told_when_to_come_back(artif
 def assert_refused(served: ServeProcess) -> None:
     for door in DOORS:
         with Client(served.grpc) as client, pytest.raises(ClientError, match="Retry after 5 s") as refused:
-            client.ask("hello", door=door, max_tokens=2)
-        assert refused.value.code == "UNAVAILABLE"
+            # readiness goes off a moment before the engine hears of it
+            for _ in range(20):
+                client.ask("hello", door=door, max_tokens=1)
+        assert (refused.value.code, refused.value.retry_after_s) == ("UNAVAILABLE", 5.0)
 
 
 def test_whoever_runs_too_long_is_told_so_in_band(artifact: Path) -> None:

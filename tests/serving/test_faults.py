@@ -15,7 +15,7 @@ import pytest
 from hermes_deploy.client import Client, ClientError
 from hermes_deploy.client.stream import Stream
 from hermes_deploy.errors import ServeError
-from hermes_deploy.protocol.tensors import ENGINE
+from hermes_deploy.protocol.tensors import ENGINE, PREPROCESS
 from hermes_deploy.repository.engine_config import read_engine_config
 from hermes_deploy.serving.probe import generates, says_ready
 from tests.serving.artifact import seal
@@ -54,6 +54,24 @@ engine_model.open_session = open_session
 '''
 """Put before the model of an artifact of this file: what runs in production has no switch for faults."""
 
+FAULTY_STEP = """
+import time
+from pathlib import Path
+from hermes_deploy.serving import preprocess
+
+FAULT = Path({fault!r})
+real = preprocess.Preprocess.execute
+
+
+def execute(self, requests):
+    while FAULT.exists() and FAULT.read_text() == "wedge":
+        time.sleep(0.05)
+    return real(self, requests)
+
+
+preprocess.Preprocess.execute = execute
+"""
+
 
 @pytest.fixture(scope="module")
 def fault(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -63,13 +81,11 @@ def fault(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def served(artifact: Path, fault: Path) -> Iterator[ServeProcess]:
     faulty = Path(shutil.copytree(artifact, fault.parent / "artifact"))
-    model = faulty / "hermes_engine/1/model.py"
-    model.write_text(
-        model.read_text().replace(
-            "import annotations\n", "import annotations\n" + FAULTY_ENGINE.format(fault=str(fault)), 1
-        )
-    )
-    seal(faulty, read_engine_config(model.parent))
+    first = "import annotations\n"
+    for model, code in ((ENGINE, FAULTY_ENGINE), (PREPROCESS, FAULTY_STEP)):
+        source = faulty / model / "1/model.py"
+        source.write_text(source.read_text().replace(first, first + code.format(fault=str(fault)), 1))
+    seal(faulty, read_engine_config(faulty / ENGINE / "1"))
     limits = {"restarts": 50, "restart_backoff": 0.1, "restart_window": 1, "stall_after": 1, "engine_timeout": 3}
     with serving(faulty, **limits) as running:
         yield running
@@ -150,6 +166,19 @@ def test_an_engine_that_hangs_is_seen_and_its_callers_are_told(
         assert served.health("/livez")[0] == 503
         assert triton_says_ready(served), "Triton sees it by itself"
         assert "did not come back within 3 s" in how_it_ends(stream)
+        assert eventually(lambda: served.restarts() > restarts)
+    finally:
+        fault.unlink()
+    assert_back(served, restarts)
+
+
+def test_a_step_of_the_ensemble_that_is_wedged(served: ServeProcess, fault: Path) -> None:
+    restarts, since = served.restarts(), time.monotonic()
+    fault.write_text("wedge")
+    try:
+        assert_seen(served, since)
+        assert "chatml_preprocess has done nothing for" in served.reasons()
+        assert triton_says_ready(served), "Triton sees it by itself"
         assert eventually(lambda: served.restarts() > restarts)
     finally:
         fault.unlink()
