@@ -96,8 +96,13 @@ def test_whoever_runs_finishes_and_whoever_comes_is_told_when_to_come_back(artif
         assert_refused(served)
         assert served.health("/livez")[0] == 200
         ended = [answer.result(60) for answer in answers]
-        assert served.end()[0] == 0
+        assert_clean_end(served)
     assert [(answer.reason, answer.tokens) for answer in ended] == [("length", 4000)] * MAX_SLOTS
+
+
+def assert_clean_end(served: ServeProcess) -> None:
+    status, told = served.end()
+    assert status == 0, told
 
 
 def assert_refused(served: ServeProcess) -> None:
@@ -113,7 +118,7 @@ def test_whoever_runs_too_long_is_told_so_in_band(artifact: Path) -> None:
     with serving(artifact, drain_timeout=0.5) as served, load(served.said, tokens=8000) as answers:
         served.process.terminate()
         ended = [answer.result(60) for answer in answers]
-        assert served.end()[0] == 0
+        assert_clean_end(served)
     for answer in ended:
         assert "did not end within the 0.5 s" in answer.reason, answer
         assert 0 < answer.tokens < 8000
@@ -126,5 +131,5 @@ def test_a_second_signal_cuts_short_and_still_tells(artifact: Path) -> None:
         time.sleep(0.3)
         served.process.terminate()
         ended = [answer.result(60) for answer in answers]
-        assert served.end()[0] == 0
+        assert_clean_end(served)
     assert all("told twice to stop" in answer.reason for answer in ended), ended
