@@ -21,7 +21,7 @@ REFUSED = f"the server is draining and takes no new requests. Retry after {RETRY
 _POLL = 0.1
 _QUIET = 0.5
 """Seconds without a change in Triton's counters after which all is delivered."""
-_SETTLE_SECONDS = 15.0
+_SETTLE_SECONDS = 8.0
 
 
 class Draining:
@@ -47,12 +47,12 @@ class Draining:
                 return left
             time.sleep(_POLL)
 
-    def settled(self) -> bool:
-        """Waits until Triton has delivered what the engine gave it, 15 s at most; whether it has.
+    def settled(self, until: float) -> bool:
+        """Waits until Triton has delivered what the engine gave it, or `until`, but 8 s in any case; whether it has.
 
         Where the engine is faster than the post step of the ensemble, thousands of pieces can be on their way.
         """
-        until = time.monotonic() + _SETTLE_SECONDS
+        until = max(until, time.monotonic() + _SETTLE_SECONDS)
         before = _counters(self._metrics)
         while time.monotonic() < until:
             time.sleep(_QUIET)

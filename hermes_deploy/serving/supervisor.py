@@ -169,6 +169,7 @@ class _Supervisor:
         self._health.enter("draining")
         draining = Draining(self._server.control, self._server.endpoints.metrics)
         timeout = self._settings.drain_timeout
+        until = time.monotonic() + timeout
         why = f"the server is stopping, and this answer did not end within the {timeout:g} s that it had"
         try:
             _LOG.info("draining: %d requests run; they have %g s", draining.refuse(), timeout)
@@ -180,7 +181,7 @@ class _Supervisor:
             _LOG.warning("ending what still runs: %s", why)
             if self._emptied(draining, _ENDING_SECONDS, f"{why}. Ask again, here in a moment or at another server."):
                 _LOG.error("the engine did not end its answers within %g s", _ENDING_SECONDS)
-        if not draining.settled():
+        if not draining.settled(until):
             _LOG.error("Triton has not delivered everything; it is stopped all the same")
 
     def _emptied(self, draining: Draining, seconds: float, end: str = "") -> int:
