@@ -176,7 +176,7 @@ class _Supervisor:
             left = self._emptied(draining, timeout)
             ignore_signals()
         except _Stopped:
-            why, left = "the server was told twice to stop, and stops now", 1
+            why, left, until = "the server was told twice to stop, and stops now", 1, 0.0
         if left:
             _LOG.warning("ending what still runs: %s", why)
             if self._emptied(draining, _ENDING_SECONDS, f"{why}. Ask again, here in a moment or at another server."):
