@@ -120,6 +120,8 @@ _NO_CONNECTION = re.compile(
 _HTTP1 = re.compile(r"http1\.x server|HTTP status code|missing selected ALPN|Failed parsing HTTP/2", re.IGNORECASE)
 _HUNG_UP = re.compile(r"socket closed|before receiving SETTINGS|reset by peer|broken pipe|end of file", re.IGNORECASE)
 _UNKNOWN_MODEL = re.compile(r"unknown model|no available versions|is not ready", re.IGNORECASE)
+_RETRY = re.compile(r"\bRetry after (\d+(?:\.\d+)?) s\b")
+"""Triton passes no metadata of ours: what our models know of it stands in their words."""
 _TOO_LARGE = re.compile(r"message larger than max", re.IGNORECASE)
 
 
@@ -140,6 +142,9 @@ def error_for(
     if not in_band and not _NO_CONNECTION.search(details):
         # Triton has fewer status codes than gRPC, so our models write theirs into the text
         code, details = parse_failure(details) or (code, details)
+    hint = _RETRY.search(details)
+    if retry_after_s is None and hint is not None:
+        retry_after_s = float(hint[1])
     kind, message = _explain(code, details, call, timeout_s, retry_after_s)
     if call.request_id:
         message += f" (request {call.request_id}, {call.door} door at {call.url})"

@@ -5,3 +5,8 @@ from __future__ import annotations
 MAX_CONTEXT = "max_context"
 MAX_SLOTS = "max_slots"
 TARGET = "target"
+QUEUE_LIMIT = "queue_limit"
+ENGINE_TIMEOUT = "engine_timeout"
+STRETCH = "stretch"
+CONTROL = "control"
+"""Path of the control socket. The last four are written when the artifact is served, not when it is built."""

@@ -34,12 +34,16 @@ class GuardedSession:
         self._since: float | None = None
         self._closed = threading.Event()
         self._hangs = False
-        self.failures = 0
-        """Calls that failed since the last one that did not."""
+        self._failures = 0
+        self._decode_failures = 0
         self.all_failures = 0
         self.seconds = 0.0
         """Time spent in calls."""
         self.last_seconds = 0.0
+        self.calls = 0
+        """Calls that came back, well or not."""
+        self.longest = 0.0
+        """Seconds of the longest call that came back."""
         threading.Thread(target=self._watch, name="engine-watchdog", daemon=True).start()
 
     def prefill(self, slot: int, tokens: npt.NDArray[np.int64], start: int, logits: int = 1) -> npt.NDArray[np.float32]:
@@ -51,13 +55,30 @@ class GuardedSession:
         self, slots: Sequence[int], tokens: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float32]:
         """See `Session.decode`."""
-        with self._call():
-            return self._session.decode(slots, tokens, positions)
+        try:
+            with self._call():
+                logits = self._session.decode(slots, tokens, positions)
+        except EngineFailed:
+            self._decode_failures += 1
+            raise
+        self._decode_failures = 0
+        return logits
 
     def copy(self, source: int, target: int, start: int, count: int) -> None:
         """See `Session.copy`."""
         with self._call():
             self._session.copy(source, target, start, count)
+
+    @property
+    def failures(self) -> int:
+        """Calls that failed in a row, or decodes that did: an engine that reads prompts and cannot answer is broken."""
+        return max(self._failures, self._decode_failures)
+
+    @property
+    def in_call(self) -> float | None:
+        """Seconds since the call that is going on began, None between calls. From any thread."""
+        since = self._since
+        return None if since is None else time.monotonic() - since
 
     def close(self) -> None:
         """Closes the session, after its last call has come back. The watchdog ends first."""
@@ -69,15 +90,17 @@ class GuardedSession:
         self._since = began = time.monotonic()
         try:
             yield
-            self.failures = 0
+            self._failures = 0
         except Exception as error:  # whatever an engine raises, it belongs to those who were in the call
-            self.failures += 1
+            self._failures += 1
             self.all_failures += 1
             raise EngineFailed(f"{type(error).__name__}: {error}") from error
         finally:
             self._since = None
             self.last_seconds = time.monotonic() - began
             self.seconds += self.last_seconds
+            self.longest = max(self.longest, self.last_seconds)
+            self.calls += 1
         if self._hangs:
             raise EngineFailed(self._hang())
 

@@ -65,6 +65,22 @@ class _Chat:
         return len(self.asked.prompt)
 
 
+@dataclass(frozen=True)
+class Progress:
+    """`active` chats hold a slot, `waiting` ones do not; `calls` of the engine came back so far.
+
+    `in_call`: seconds that the call which is going on has taken, None between calls. `longest_call`: seconds.
+    """
+
+    dead: str | None
+    draining: bool
+    active: int
+    waiting: int
+    calls: int
+    in_call: float | None
+    longest_call: float
+
+
 class TokenLoop:
     """Owns `session` and closes it. `queue_limit`: requests that may wait for a slot.
 
@@ -90,6 +106,7 @@ class TokenLoop:
         self._keys = itertools.count()
         self._changed = threading.Condition()
         self._closing = False
+        self._draining: str | None = None
         self._dead: str | None = None
         self.metrics = Metrics(free_slots=session.slots, kv_capacity_tokens=session.slots * session.max_context)
         self._engine = GuardedSession(session, engine_timeout, self._die)
@@ -100,6 +117,24 @@ class TokenLoop:
     def dead(self) -> str | None:
         """Why the loop has ended, None while it runs."""
         return self._dead
+
+    @property
+    def queue_limit(self) -> int:
+        return self._queue_limit
+
+    @property
+    def progress(self) -> Progress:
+        """Whether it gets on, for whoever watches from another thread."""
+        engine, now = self._engine, self.metrics
+        return Progress(
+            dead=self._dead,
+            draining=self._draining is not None,
+            active=now.active_slots,
+            waiting=now.queue_depth,
+            calls=engine.calls,
+            in_call=engine.in_call,
+            longest_call=engine.longest,
+        )
 
     @property
     def slots(self) -> int:
@@ -122,6 +157,18 @@ class TokenLoop:
         with self._changed:
             self.metrics.rejections[REJECTIONS.get(error.code, "invalid")] += 1
 
+    def drain(self, why: str) -> None:
+        """Refuses every later request with UNAVAILABLE and `why`; what was taken goes on."""
+        self._draining = why
+
+    def end(self, why: str) -> None:
+        """Ends what is in flight with UNAVAILABLE and `why`, also while a call of the engine hangs."""
+        with self._changed:
+            chats = list(self._chats.values())
+        for chat in chats:
+            chat.stream.end("error", RequestError(why, "UNAVAILABLE"))
+            chat.stream.cancel("error")  # its slot is free at the next step
+
     def close(self) -> None:
         """Ends what is in flight with an error, stops the thread, closes the session."""
         with self._changed:
@@ -142,8 +189,8 @@ class TokenLoop:
         with self._changed:
             if self._dead is not None:
                 raise RequestError(f"the engine is dead: {self._dead}. Restart the server.", "UNAVAILABLE")
-            if self._closing:
-                raise RequestError("the server is shutting down", "UNAVAILABLE")
+            if self._closing or self._draining:
+                raise RequestError(self._draining or "the server is shutting down", "UNAVAILABLE")
             running, waiting = len(self._scheduler.running), len(self._scheduler.waiting)
             if waiting + len(chats) > self._queue_limit + self._session.slots - running:
                 raise RequestError(

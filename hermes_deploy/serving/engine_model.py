@@ -27,12 +27,10 @@ from hermes_deploy.runtime.stream import TokenStream, take_any
 from hermes_deploy.runtime.token_loop import TokenLoop
 from hermes_deploy.serving.answer import Answer
 from hermes_deploy.serving.chat_requests import Asked, read_request
+from hermes_deploy.serving.control import ControlServer, loop_settings, open_control
 from hermes_deploy.serving.metrics import TritonMetrics
 from hermes_deploy.serving.sessions import open_session
 from hermes_deploy.serving.tensor_io import Piece, error_response, piece_response
-
-QUEUE_LIMIT = 64
-"""Requests that wait for a slot before the next one is refused."""
 
 CANCEL_POLL = 0.05
 """Seconds between looks at cancellation while no token comes."""
@@ -53,7 +51,8 @@ class EngineModel:
         self._slots = slots
         self._metrics = TritonMetrics(pb_utils, loop.metrics)
         # one more than the loop takes: there is always a thread that can tell a caller to come back later
-        self._threads = ThreadPoolExecutor(slots + QUEUE_LIMIT + 1, thread_name_prefix="answer")
+        self._threads = ThreadPoolExecutor(slots + loop.queue_limit + 1, thread_name_prefix="answer")
+        self._control: ControlServer | None = None
 
     @classmethod
     def load(cls, args: dict[str, str], pb_utils: Any) -> EngineModel:
@@ -66,14 +65,18 @@ class EngineModel:
         tokenizer = ChatTokenizer.from_folder(folder)
         # loading leaves holes in the heap: 21 MB beside a model of 135M
         ctypes.CDLL(None).malloc_trim(0)
-        loop = TokenLoop(session, queue_limit=QUEUE_LIMIT, on_death=end_process)
-        return cls(pb_utils, config, tokenizer, loop, slots=slots)
+        loop = TokenLoop(session, on_death=end_process, **loop_settings(parameters))
+        model = cls(pb_utils, config, tokenizer, loop, slots=slots)
+        model._control = open_control(parameters, loop)
+        return model
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
             self._threads.submit(self._answer, request, request.get_response_sender())
 
     def close(self) -> None:
+        if self._control is not None:
+            self._control.close()
         self._loop.close()
         self._threads.shutdown()
         self._metrics.close()

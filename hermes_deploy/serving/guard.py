@@ -7,9 +7,10 @@ Run as a script in a session of its own; standard library only, it starts in mil
 LIFELINE_FD is the read end of a pipe whose write end serve holds. End of file there (serve stopped
 or was killed) or SIGTERM stops the server: SIGTERM, after EXIT_SECONDS SIGKILL. A byte on it says
 that the server is ready, and its value how many model processes it has: from then on the death of
-one, after which Triton stays "ready" and its callers hang, ends the server too. Whatever is left of
-the session is killed, the run folder and shared memory removed. Exit status: the server's,
-128 + signal, or MODEL_DIED.
+one, after which Triton stays "ready" and its callers hang, ends the server too, and so does one that
+is stopped (SIGSTOP) for longer than STOPPED_SECONDS, be it the server or a model. A zero byte kills the
+server at once: it is past repair. Whatever is left of the session is killed, the run folder and shared
+memory removed. Exit status: the server's, 128 + signal, or MODEL_DIED.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pathlib import Path
 from types import FrameType
 
 MODEL_DIED = 70
+STOPPED_SECONDS = 2.0
 _STUB = b"triton_python_backend_stub"
 _PR_SET_PDEATHSIG = 1
 _POLL_SECONDS = 0.25
@@ -54,12 +56,22 @@ def main(arguments: list[str]) -> int:
         died = _watch(server, int(lifeline), lambda: stopping)
         status = _end(server, float(exit_seconds))
     finally:
-        for pid in _group():
-            _kill(pid)
+        kill_session(os.getpid())
         sweep(Path(run_folder), shm_prefix)
     if died:
         return MODEL_DIED
     return 128 - status if status < 0 else status
+
+
+def kill_session(session: int, mark: str = "") -> None:
+    """Ends every process of that session but this one; with `mark` only those that have it on their command line.
+
+    Model processes do not end by themselves when tritonserver is killed: one that was just telling it a metric
+    waits for ever, and holds Python's lock.
+    """
+    for pid in _group(session):
+        if mark.encode() in _read(pid, "cmdline"):
+            _kill(pid)
 
 
 def sweep(run_folder: Path, shm_prefix: str) -> None:
@@ -73,6 +85,7 @@ def _watch(server: subprocess.Popen[bytes], lifeline: int, stopping: Callable[[]
     """Returns when the server ended or has to; True when a model process died."""
     expected = 0
     models: set[int] = set()
+    running = time.monotonic()
     while server.poll() is None and not stopping():
         readable, _, _ = select.select([lifeline], [], [], _POLL_SECONDS)
         if readable:
@@ -80,10 +93,21 @@ def _watch(server: subprocess.Popen[bytes], lifeline: int, stopping: Callable[[]
             if not told:
                 return False
             expected = told[0]
-            models = {pid for pid in _group() if _STUB in _read(pid, "cmdline")}
+            if not expected:
+                server.kill()
+                return False
+            models = {pid for pid in _group(os.getpid()) if _STUB in _read(pid, "cmdline")}
         alive = sum(_alive(pid) for pid in models)
         if alive < expected:
             print(f"guard: {expected - alive} of {expected} model processes died; Triton does not restart them.")
+            server.kill()
+            return True
+        stopped = [pid for pid in (server.pid, *models) if _fields(pid)[:1] == ["T"]]
+        if not stopped:
+            running = time.monotonic()
+        elif expected and time.monotonic() - running > STOPPED_SECONDS:
+            who = "tritonserver" if server.pid in stopped else f"{len(stopped)} of {expected} model processes"
+            print(f"guard: {who} was stopped by a signal (SIGSTOP) and stayed so for {STOPPED_SECONDS:g} s.")
             server.kill()
             return True
     return False
@@ -101,13 +125,13 @@ def _end(server: subprocess.Popen[bytes], seconds: float) -> int:
     return server.wait()
 
 
-def _group() -> list[int]:
-    """Live processes of this session, without this one."""
+def _group(session: int) -> list[int]:
+    """Live processes of that session, without this one."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             fields = _fields(int(entry.name))
-            if fields and fields[3] == str(os.getpid()) and fields[0] != "Z":
+            if fields and fields[3] == str(session) and fields[0] != "Z":
                 found.append(int(entry.name))
     return found
 

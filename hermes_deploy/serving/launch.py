@@ -21,8 +21,23 @@ from hermes_deploy.errors import ServeError
 from hermes_deploy.machine import tritonserver
 from hermes_deploy.protocol.tensors import ENGINE, MODELS
 from hermes_deploy.repository.triton_config import CONFIG, with_parameters
-from hermes_deploy.repository.triton_parameters import MAX_CONTEXT, MAX_SLOTS, TARGET
+from hermes_deploy.repository.triton_parameters import (
+    CONTROL,
+    ENGINE_TIMEOUT,
+    MAX_CONTEXT,
+    MAX_SLOTS,
+    QUEUE_LIMIT,
+    STRETCH,
+    TARGET,
+)
 from hermes_deploy.serving.preflight import Plan
+from hermes_deploy.serving.settings import Settings
+
+CONTROL_SOCKET = "control"
+"""Name of the engine's control socket in the run folder."""
+ADMIN = ("model-repository", "shared-memory", "trace", "logging")
+"""Triton's endpoints that change the server or reach into this machine's memory."""
+ADMIN_HEADER = "hermes-admin"
 
 
 @dataclass(frozen=True)
@@ -61,7 +76,7 @@ def find_triton(run_folder: Path) -> Triton:
     return Triton(embedded / "bin" / "tritonserver", backends, embedded / "caches", environment)
 
 
-def write_models(plan: Plan, folder: Path) -> None:
+def write_models(plan: Plan, folder: Path, settings: Settings) -> None:
     """The model repository that the server loads: `folder`/MODEL/{config.pbtxt, 1/* -> artifact}."""
     for name in MODELS:
         place = folder / name
@@ -71,13 +86,27 @@ def write_models(plan: Plan, folder: Path) -> None:
             (version / entry.name).symlink_to(entry)
         text = (plan.artifact / name / CONFIG).read_text(encoding="utf-8")
         if name == ENGINE:
-            chosen = {MAX_CONTEXT: str(plan.max_context), MAX_SLOTS: str(plan.max_slots), TARGET: plan.target}
+            chosen = {
+                MAX_CONTEXT: str(plan.max_context),
+                MAX_SLOTS: str(plan.max_slots),
+                TARGET: plan.target,
+                QUEUE_LIMIT: str(settings.queue_limit),
+                ENGINE_TIMEOUT: str(settings.engine_timeout),
+                STRETCH: str(settings.stretch),
+                CONTROL: str(folder.parent / CONTROL_SOCKET),
+            }
             text = with_parameters(text, **chosen)
         (place / CONFIG).write_text(text, encoding="utf-8")
 
 
-def command(triton: Triton, models: Path, host: str, ports: Mapping[str, int], shm_prefix: str) -> list[str]:
-    """The command line. `ports`: grpc, http and metrics."""
+def command(
+    triton: Triton, models: Path, host: str, ports: Mapping[str, int], shm_prefix: str, admin_secret: str
+) -> list[str]:
+    """The command line. `ports`: grpc, http and metrics. `admin_secret`: value of the header that opens `ADMIN`.
+
+    Triton 2.51 takes the secret on its command line only, where users of this machine can read it.
+    """
+    restricted = f"{','.join(ADMIN)}:{ADMIN_HEADER}={admin_secret}"
     flags = [
         f"--model-repository={models}",
         "--model-control-mode=none",
@@ -91,6 +120,8 @@ def command(triton: Triton, models: Path, host: str, ports: Mapping[str, int], s
         f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
         f"--backend-config=python,stub-timeout-seconds={STUB_TIMEOUT}",
         "--exit-timeout-secs=8",
+        f"--http-restricted-api={restricted}",
+        f"--grpc-restricted-protocol={restricted}",
     ]
     for name, port in ports.items():
         flags.append(f"--{name}-port={port}")

@@ -14,12 +14,21 @@ _MESSAGES = json.dumps([{"role": "user", "content": "Hi"}])
 
 def says_ready(host: str, port: int, timeout: float = 2.0) -> bool:
     """Triton's readiness: all models are loaded."""
+    return _status(host, port, "/v2/health/ready", timeout) == 200
+
+
+def answers(host: str, port: int, timeout: float) -> bool:
+    """Whether Triton's HTTP front answers, whatever it says: more its liveness does not tell."""
+    return _status(host, port, "/v2/health/live", timeout) is not None
+
+
+def _status(host: str, port: int, path: str, timeout: float) -> int | None:
     connection = http.client.HTTPConnection(host, port, timeout=timeout)
     try:
-        connection.request("GET", "/v2/health/ready")
-        return connection.getresponse().status == 200
+        connection.request("GET", path)
+        return connection.getresponse().status
     except (OSError, http.client.HTTPException):
-        return False
+        return None
     finally:
         connection.close()
 

@@ -3,12 +3,13 @@
     with Server(artifact, grpc_port=0, http_port=0, metrics_port=0) as server:
         ... server.endpoints.grpc ...
 
-Takes an artifact that `build` wrote. Between this process and tritonserver stands `guard.py`, so
-that nothing is left behind however this process ends.
+Takes an artifact that `build` wrote. Who watches it, drains it and starts it again is supervisor.py. Between this
+process and tritonserver stands `guard.py`, so that nothing is left behind however this process ends.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -18,11 +19,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import IO, NoReturn
+from types import TracebackType
+from typing import IO, Any, NoReturn
 
 from hermes_deploy.errors import ServeError, UsageError
 from hermes_deploy.protocol.tensors import ENGINE, ENSEMBLE, MODELS
@@ -30,6 +30,7 @@ from hermes_deploy.serving import guard, launch, preflight
 from hermes_deploy.serving.ports import claim_ports, resolve_host
 from hermes_deploy.serving.probe import generates, says_ready
 from hermes_deploy.serving.server_log import last_words
+from hermes_deploy.serving.settings import Settings, settings_of
 
 _EXIT_SECONDS = 10.0
 _SHELL_SAFE = re.compile(r"[A-Za-z0-9/._-]+")
@@ -48,40 +49,24 @@ class Endpoints:
 
 
 class Server:
-    """One tritonserver with the four models. Ports: 0 = a free one; read them back after `start`.
+    """One tritonserver with the four models. `changed`: fields of `Settings`, over those of `settings`.
 
-    `max_context` tokens and `max_slots` chats may lower what the artifact was built for.
-    `require_signature`: the public key that must have signed the artifact.
-    `log`: file that gets all output of the server; None = it is only kept for error messages.
-    `ready_timeout`: seconds until a token must have been generated.
+    Ports: 0 = a free one; read them back after `start`. They stay the same when it is started again.
     """
 
-    def __init__(
-        self,
-        artifact: Path,
-        *,
-        grpc_port: int = 8001,
-        http_port: int = 8000,
-        metrics_port: int = 8002,
-        host: str = "127.0.0.1",
-        max_context: int | None = None,
-        max_slots: int | None = None,
-        require_signature: Path | None = None,
-        log: Path | None = None,
-        ready_timeout: float = 300.0,
-    ) -> None:
+    def __init__(self, artifact: Path, settings: Settings | None = None, **changed: Any) -> None:
+        self.settings = settings_of({**dict(settings or Settings()), **changed})
         self._artifact = artifact
-        self._ports = {"grpc": grpc_port, "http": http_port, "metrics": metrics_port}
-        self._host = host
-        self._limits = (max_context, max_slots)
-        self._require_signature = require_signature
-        self._log = log
-        self._ready_timeout = ready_timeout
+        self._ports: dict[str, int] = {
+            name: getattr(self.settings, f"{name}_port") for name in ("grpc", "http", "metrics")
+        }
+        self._host = self.settings.host
         self._guard: subprocess.Popen[bytes] | None = None
         self._lifeline: int | None = None
         self._run_folder: Path | None = None
         self._shm_prefix = f"hermes-{os.getpid()}-{secrets.token_hex(4)}-"
         self._output: IO[bytes] | None = None
+        self._started = False
 
     @property
     def grpc_port(self) -> int:
@@ -97,7 +82,7 @@ class Server:
 
     @property
     def endpoints(self) -> Endpoints:
-        host = self._reachable_host()
+        host = self.host
         return Endpoints(
             grpc=f"{host}:{self.grpc_port}",
             http=f"http://{host}:{self.http_port}",
@@ -111,9 +96,9 @@ class Server:
         """
         plan = preflight.check(
             self._artifact,
-            max_context=self._limits[0],
-            max_slots=self._limits[1],
-            require_signature=self._require_signature,
+            max_context=self.settings.max_context,
+            max_slots=self.settings.max_slots,
+            require_signature=self.settings.require_signature,
         )
         for warning in plan.warnings:
             _LOG.warning("%s", warning)
@@ -137,27 +122,55 @@ class Server:
             self.stop()
             raise
 
+    @property
+    def control(self) -> Path:
+        """The engine's control socket (control.py), while the server runs."""
+        assert self._run_folder is not None, "start() comes first"
+        return self._run_folder / launch.CONTROL_SOCKET
+
+    @property
+    def host(self) -> str:
+        """An address at which this machine reaches the server."""
+        return "127.0.0.1" if self._host == "0.0.0.0" else self._host
+
     def wait(self) -> NoReturn:
         """Until the server ends, which it does not by itself: ServeError. A signal handler may raise through it."""
         assert self._guard is not None, "start() comes first"
         self._guard.wait()
         raise ServeError(self._obituary("the server ended"))
 
-    def stop(self) -> None:
-        """Stops the server and waits until nothing of it is left. May be called again."""
+    def check(self) -> None:
+        """Raises ServeError, with its last words, when the server has ended."""
+        if self._guard is None or self._guard.poll() is not None:
+            raise ServeError(self._obituary("the server ended"))
+
+    def stop(self, *, at_once: bool = False) -> None:
+        """Stops the server and waits until nothing of it is left. May be called again.
+
+        `at_once`: it is past repair, and is not given time to finish anything.
+        """
         if self._lifeline is not None:
+            if at_once:
+                with contextlib.suppress(BrokenPipeError):  # it has ended
+                    os.write(self._lifeline, bytes([0]))
             os.close(self._lifeline)
             self._lifeline = None
         if self._guard is not None:
             try:
                 self._guard.wait(_EXIT_SECONDS + 5)
             except subprocess.TimeoutExpired:
-                os.killpg(self._guard.pid, signal.SIGKILL)
+                self._guard.kill()
                 self._guard.wait()
+            # the guard did this, unless it was killed
+            guard.kill_session(self._guard.pid, self._shm_prefix)
         if self._run_folder is not None:
             # the guard did this, unless it was killed or never started
             guard.sweep(self._run_folder, self._shm_prefix)
             self._run_folder = None
+
+    def last_words(self, what: str) -> str:
+        """`what`, and the lines of the server's log that say why."""
+        return self._obituary(what)
 
     def __enter__(self) -> Server:
         return self.start()
@@ -170,13 +183,19 @@ class Server:
     def _launch(self, plan: preflight.Plan, run_folder: Path) -> None:
         triton = launch.find_triton(run_folder)
         models = run_folder / "models"
-        launch.write_models(plan, models)
-        command = launch.command(triton, models, self._host, self._ports, self._shm_prefix)
+        launch.write_models(plan, models, self.settings)
+        secret = self.settings.admin_secret
+        shut = secrets.token_hex(16) if secret is None else secret.get_secret_value()
+        command = launch.command(triton, models, self._host, self._ports, self._shm_prefix, shut)
         read_end, self._lifeline = os.pipe()
         guard_arguments = [str(read_end), str(run_folder), self._shm_prefix, str(_EXIT_SECONDS)]
         try:
+            if self._output is not None:
+                self._output.close()
             # without a name it leaves nothing behind, and outlives the run folder that the guard removes
-            self._output = tempfile.TemporaryFile() if self._log is None else self._log.open("w+b")  # noqa: SIM115
+            log, mode = self.settings.log, "a+b" if self._started else "w+b"
+            self._output = tempfile.TemporaryFile() if log is None else log.open(mode)  # noqa: SIM115
+            self._started = True
             self._guard = subprocess.Popen(
                 # -I -S: neither this environment nor site-packages; the guard is plain Python
                 [sys.executable, "-I", "-S", guard.__file__, *guard_arguments, "--", *command],
@@ -194,15 +213,15 @@ class Server:
 
     def _await_ready(self) -> None:
         assert self._guard is not None and self._lifeline is not None
-        host, port = self._reachable_host(), self.http_port
-        deadline = time.monotonic() + self._ready_timeout
+        host, port = self.host, self.http_port
+        deadline = time.monotonic() + self.settings.ready_timeout
         while not says_ready(host, port):
             if self._guard.poll() is not None:
                 crashed = self._guard.returncode in (128 + signal.SIGABRT, 128 + signal.SIGSEGV)
                 kind = _CrashedWhileLoading if crashed else ServeError
                 raise kind(self._obituary("the server ended while it was loading"))
             if time.monotonic() > deadline:
-                raise ServeError(self._obituary(f"the server was not ready after {self._ready_timeout:g} s"))
+                raise ServeError(self._obituary(f"the server was not ready after {self.settings.ready_timeout:g} s"))
             time.sleep(0.05)
         for model in (ENGINE, ENSEMBLE):
             problem = generates(host, port, model, max(1.0, deadline - time.monotonic()))
@@ -217,14 +236,11 @@ class Server:
             self._guard.wait()
             raise ServeError(self._obituary("the server ended just after it was ready")) from None
 
-    def _reachable_host(self) -> str:
-        return "127.0.0.1" if self._host == "0.0.0.0" else self._host
-
     def _obituary(self, what: str) -> str:
         """`what`, the exit status, and the lines of the log that say why."""
         status = self._guard.poll() if self._guard is not None else None
         if status == guard.MODEL_DIED:
-            what += ": a model process died"
+            what += ": a model process died or was stopped"
         elif status is not None:
             what += f" (exit status {status})"
         told = last_words(self._output) if self._output is not None else ""
@@ -247,31 +263,3 @@ def _make_run_folder() -> Path:
 
 class _CrashedWhileLoading(ServeError):
     """tritonserver ended by an abort or a segmentation fault before it was ready."""
-
-
-class _Stopped(BaseException):
-    """SIGINT or SIGTERM, raised in the main thread; not an Exception: nothing may swallow it."""
-
-
-def serve(server: Server, on_ready: Callable[[Endpoints], None]) -> None:
-    """Serves until SIGINT or SIGTERM, then stops cleanly and returns. For the main thread.
-
-    `on_ready` gets the endpoints once a token was generated. Raises what `Server.start` raises,
-    and ServeError when the server dies.
-    """
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)  # it is stopping already
-        raise _Stopped
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with server:
-            on_ready(server.endpoints)
-            server.wait()
-    except _Stopped:
-        return
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -9,7 +9,7 @@ from typing import IO
 _TAIL_BYTES = 1 << 16
 _LINES = 15
 _ERROR = re.compile(r"^E\d{4} \S+ \d+ \S+\] (.*)")
-_OTHERS = re.compile(r"^guard: |^Traceback|^  File |^\w*Error\b")
+_OTHERS = re.compile(r"^guard: |^hermes_engine: |^Traceback|^  File |^\w*Error\b")
 _TRACE = re.compile(r"(?:\\n)+At:.*")
 # errors that Triton 2.51 logs where there is no GPU, and where a client closes a finished stream
 _NOISE = ("CudaDriverHelper", "unable to create stream", "HandleCancellation")

@@ -23,7 +23,8 @@ def test_a_clean_environment_serves_and_answers_on_both_doors(wheel: Path, tmp_p
     assert environment.packages() & NOT_NEEDED == set()
     assert environment.run("hermes-deploy", "validate", str(artifact)).returncode == 0
     serve = [environment.bin / "hermes-deploy", "serve", artifact, "--json"]
-    ports = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
+    names = ("grpc", "http", "metrics", "health", "health-grpc")
+    ports = [part for name in names for part in (f"--{name}-port", "0")]
     with subprocess.Popen(
         [*serve, *ports], stdout=subprocess.PIPE, env=environment.variables, cwd=tmp_path, text=True
     ) as server:

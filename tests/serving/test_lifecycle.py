@@ -30,11 +30,12 @@ from pathlib import Path
 from hermes_deploy.errors import HermesDeployError
 from hermes_deploy.serving import Server, serve
 
-def ready(endpoints):
-    print(json.dumps({"grpc": endpoints.grpc}), flush=True)
+def ready(service):
+    print(json.dumps({"grpc": service.endpoints.grpc}), flush=True)
 
+ports = dict.fromkeys(["grpc_port", "http_port", "metrics_port", "health_port", "health_grpc_port"], 0)
 try:
-    serve(Server(Path(sys.argv[1]), grpc_port=0, http_port=0, metrics_port=0), ready)
+    serve(Server(Path(sys.argv[1]), **ports, restarts=0, drain_timeout=1), ready)
 except HermesDeployError as error:
     print(error, file=sys.stderr)
     sys.exit(error.exit_code)

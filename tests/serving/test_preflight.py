@@ -16,6 +16,7 @@ from hermes_deploy.repository.signature import sign_artifact
 from hermes_deploy.serving import Server
 from hermes_deploy.serving.launch import command, find_triton, write_models
 from hermes_deploy.serving.preflight import check
+from hermes_deploy.serving.settings import Settings
 from tests.fixtures.keys import write_keys
 from tests.serving.artifact import MAX_CONTEXT, MAX_SLOTS, seal
 
@@ -92,7 +93,7 @@ def test_limits_may_be_lowered_and_never_raised(artifact: Path, limits: dict[str
 def test_lowered_limits_stand_in_the_config_that_triton_reads_and_the_artifact_keeps_its_own(
     artifact: Path, tmp_path: Path
 ) -> None:
-    write_models(check(artifact, max_context=64, max_slots=2), tmp_path / "models")
+    write_models(check(artifact, max_context=64, max_slots=2), tmp_path / "models", Settings(queue_limit=7))
     lowered = (tmp_path / "models" / ENGINE / "config.pbtxt").read_text()
     assert 'string_value: "64"' in lowered
     assert 'string_value: "2"' in lowered
@@ -159,6 +160,6 @@ def test_the_containers_own_server_is_preferred_and_keeps_its_own_backends(
     monkeypatch.setenv("PATH", str(own.parent))
     triton = find_triton(tmp_path / "run")
     assert triton.binary == own
-    flags = command(triton, tmp_path, "127.0.0.1", {"grpc": 1, "http": 2, "metrics": 3}, "x")
+    flags = command(triton, tmp_path, "127.0.0.1", {"grpc": 1, "http": 2, "metrics": 3}, "x", "secret")
     assert not any(flag.startswith("--backend-directory") for flag in flags)
     assert not (tmp_path / "run").exists()

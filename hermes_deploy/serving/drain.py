@@ -1,0 +1,85 @@
+"""How a running server is emptied before it is stopped, so that no stream is cut without a word.
+
+Triton 2.51 truncates ensemble streams that are in flight when it gets SIGTERM, with no error and no last piece. So
+the engine is emptied first: it refuses what is new, what runs goes on until `until`, and then ends in-band. After
+the engine's last piece Triton still has to deliver it: `settled` waits until its counters stand still.
+"""
+
+from __future__ import annotations
+
+import time
+import urllib.request
+from pathlib import Path
+
+from hermes_deploy.runtime.token_loop import Progress
+from hermes_deploy.serving.control import Command, ControlSilent, ask
+
+RETRY_SECONDS = 5
+"""What those who are refused are told: about what a new server takes to come up where this one was."""
+REFUSED = f"the server is draining and takes no new requests. Retry after {RETRY_SECONDS} s, or at another server."
+
+_POLL = 0.1
+_QUIET = 0.5
+"""Seconds without a change in Triton's counters after which all is delivered."""
+_SETTLE_SECONDS = 8.0
+
+
+class Draining:
+    """`control`: the engine's socket; `metrics`: URL of Triton's metrics."""
+
+    def __init__(self, control: Path, metrics: str) -> None:
+        self._control = control
+        self._metrics = metrics
+
+    def refuse(self) -> int:
+        """New requests are refused from here on; how many run or wait."""
+        return _count(self._ask("drain", REFUSED))
+
+    def emptied(self, until: float, end: str = "") -> int:
+        """Waits until nothing runs, or `until` (time.monotonic()); how many are left.
+
+        With `end`, what runs is ended in-band with that text. Either is said again and again, for the engine may
+        not have heard it.
+        """
+        while True:
+            left = _count(self._ask("end", end) if end else self._ask("drain", REFUSED))
+            if not left or time.monotonic() >= until:
+                return left
+            time.sleep(_POLL)
+
+    def settled(self, until: float) -> bool:
+        """Waits until Triton has delivered what the engine gave it, or `until`, but 8 s in any case; whether it has.
+
+        Where the engine is faster than the post step of the ensemble, thousands of pieces can be on their way.
+        """
+        until = max(until, time.monotonic() + _SETTLE_SECONDS)
+        before = _counters(self._metrics)
+        while time.monotonic() < until:
+            time.sleep(_QUIET)
+            now = _counters(self._metrics)
+            if now == before:
+                return True
+            before = now
+        return False
+
+    def _ask(self, command: Command, why: str = "") -> Progress | None:
+        try:
+            return ask(self._control, command, why, timeout=2.0)
+        except ControlSilent:
+            return None  # it cannot say: wait as if it were at work
+
+
+def _count(engine: Progress | None) -> int:
+    if engine is None:
+        return 1
+    return 0 if engine.dead is not None else engine.active + engine.waiting
+
+
+def _counters(metrics: str) -> list[str]:
+    """Triton's own counts of requests and executions, as lines of text; empty when it does not answer."""
+    try:
+        with urllib.request.urlopen(metrics, timeout=1.0) as answer:
+            text = answer.read().decode()
+    except OSError:
+        return []
+    return [line for line in text.splitlines() if line.startswith("nv_inference_") and "duration" not in line]
