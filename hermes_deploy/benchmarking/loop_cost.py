@@ -48,6 +48,7 @@ class PreparedSession:
         self.slots, self.max_context, self.vocab_size = slots, max_context, rows.shape[1]
         self.prefill_chunk = 256
         self.cache_token_bytes = 0
+        self.overlaps = False
         self.between: list[float] = []
         self._rows = rows
         self._logits = np.empty((slots, rows.shape[1]), dtype=np.float32)

@@ -21,7 +21,10 @@ class EngineFailed(Exception):
 
 
 class GuardedSession:
-    """`session` with the same calls, each of which may raise EngineFailed. One caller at a time.
+    """`session` with the same calls, each of which may raise EngineFailed.
+
+    A prefill may run in a second thread where the session `overlaps`. `seconds` and `last_seconds` are those of the
+    thread that asks.
 
     `timeout`: seconds after which a call counts as hanging; `on_hang(cause)` is then called once, from another
     thread, while the call goes on.
@@ -31,15 +34,14 @@ class GuardedSession:
         self._session = session
         self._timeout = timeout
         self._on_hang = on_hang
-        self._since: float | None = None
+        self._since: dict[int, float] = {}
+        """When the calls that are going on began, by thread."""
+        self._own = threading.local()
         self._closed = threading.Event()
         self._hangs = False
         self._failures = 0
         self._decode_failures = 0
         self.all_failures = 0
-        self.seconds = 0.0
-        """Time spent in calls."""
-        self.last_seconds = 0.0
         self.calls = 0
         """Calls that came back, well or not."""
         self.longest = 0.0
@@ -75,9 +77,19 @@ class GuardedSession:
         return max(self._failures, self._decode_failures)
 
     @property
+    def seconds(self) -> float:
+        """Time that this thread has spent in calls."""
+        return getattr(self._own, "seconds", 0.0)
+
+    @property
+    def last_seconds(self) -> float:
+        """Time of this thread's last call."""
+        return getattr(self._own, "last_seconds", 0.0)
+
+    @property
     def in_call(self) -> float | None:
-        """Seconds since the call that is going on began, None between calls. From any thread."""
-        since = self._since
+        """Seconds since the oldest call that is going on began, None between calls. From any thread."""
+        since = min(list(self._since.values()), default=None)
         return None if since is None else time.monotonic() - since
 
     def close(self) -> None:
@@ -87,7 +99,8 @@ class GuardedSession:
 
     @contextmanager
     def _call(self) -> Iterator[None]:
-        self._since = began = time.monotonic()
+        thread, began = threading.get_ident(), time.monotonic()
+        self._since[thread] = began
         try:
             yield
             self._failures = 0
@@ -96,9 +109,9 @@ class GuardedSession:
             self.all_failures += 1
             raise EngineFailed(f"{type(error).__name__}: {error}") from error
         finally:
-            self._since = None
-            self.last_seconds = time.monotonic() - began
-            self.seconds += self.last_seconds
+            del self._since[thread]
+            self._own.last_seconds = time.monotonic() - began
+            self._own.seconds = self.seconds + self.last_seconds
             self.longest = max(self.longest, self.last_seconds)
             self.calls += 1
         if self._hangs:
@@ -109,8 +122,7 @@ class GuardedSession:
 
     def _watch(self) -> None:
         while not self._closed.wait(min(1.0, self._timeout / 4)):
-            since = self._since
-            if since is not None and time.monotonic() - since > self._timeout:
+            if (self.in_call or 0.0) > self._timeout:
                 self._hangs = True
                 self._on_hang(self._hang())
                 return

@@ -128,10 +128,10 @@ class Scheduler:
         return tuple(found)
 
     def plan(self, budget: int) -> Step:
-        """The next step of those that run. `budget`: most prompt tokens that may be read in it, 1 or more."""
+        """The next step of those that run. `budget`: most prompt tokens that may be read in it, 0 = none."""
         decode = tuple(key for key, chat in self.running.items() if not chat.left)
         reading = [chat for chat in self.running.values() if chat.left]
-        if not reading:
+        if not reading or not budget:
             return Step(None, None, decode)
         chat = self._next_to_read(reading)
         copy = self._copy(chat)

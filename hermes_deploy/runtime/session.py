@@ -17,7 +17,7 @@ class Session(Protocol):
     """`slots` rows of at most `max_context` tokens; logits are float32, a row of `[vocab_size]` a token.
 
     The arrays of logits that calls give are the session's own: they may be changed by the caller and hold
-    until its next call. Not thread-safe: one caller at a time.
+    until its next call of that name. One caller at a time, but for what `overlaps` says.
     """
 
     slots: int
@@ -25,6 +25,8 @@ class Session(Protocol):
     vocab_size: int
     prefill_chunk: int
     """Most tokens that one `prefill` call takes."""
+    overlaps: bool
+    """While one thread is in `prefill` of a row, another may call `decode` and `copy` of other rows."""
     cache_token_bytes: int
     """Bytes of KV cache that one token of one row takes."""
 

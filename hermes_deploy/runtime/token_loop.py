@@ -1,7 +1,8 @@
 """The continuous batcher: one thread that steps a Session for every chat that holds a slot.
 
 Takes `Generation`s, gives `TokenStream`s. Each step: end what was cancelled or is late -> admit -> one
-prefill chunk -> one batched decode -> deliver. The queue is bounded: over it, `submit` raises RequestError
+prefill chunk -> one batched decode -> deliver. Where the engine's calls may overlap, a chunk is read beside
+the decodes instead of between them (`Reader`). The queue is bounded: over it, `submit` raises RequestError
 RESOURCE_EXHAUSTED at once.
 
 Nothing ever hangs. An engine call that fails, or gives logits that are not numbers, ends the requests that
@@ -27,6 +28,7 @@ from hermes_deploy.runtime.admission import check
 from hermes_deploy.runtime.guarded_session import EngineFailed, GuardedSession
 from hermes_deploy.runtime.metrics import REJECTIONS, Metrics
 from hermes_deploy.runtime.pace import Pace
+from hermes_deploy.runtime.reader import Read, Reader, read_chunk
 from hermes_deploy.runtime.sampling import (
     CONSTRAINT_FAILED,
     NOT_FINITE,
@@ -42,6 +44,10 @@ from hermes_deploy.runtime.stream import Finish, Generation, TokenStream
 
 _FAILURES = 3
 """Engine calls that fail in a row before the engine is given up."""
+_BESIDE = 128
+"""Most prompt tokens of a chunk that is read beside decodes: a chat that is being read ends only after its chunk."""
+_IDLE = 0.02
+"""Seconds between looks at cancellation while a chunk is read and nobody decodes."""
 _LOGPROB_ROWS = 32
 """Prompt tokens read at a time when all their logits are wanted: a row is as wide as the vocabulary."""
 
@@ -110,6 +116,7 @@ class TokenLoop:
         self._dead: str | None = None
         self.metrics = Metrics(free_slots=session.slots, kv_capacity_tokens=session.slots * session.max_context)
         self._engine = GuardedSession(session, engine_timeout, self._die)
+        self._reader = Reader(self._engine) if session.overlaps else None
         self._thread = threading.Thread(target=self._run, name="token-loop", daemon=True)
         self._thread.start()
 
@@ -218,6 +225,8 @@ class TokenLoop:
             traceback.print_exc()
             self._die(f"{type(error).__name__}: {error}")
         finally:
+            if self._reader is not None:
+                self._reader.close()
             self._engine.close()
 
     def _await_work(self) -> bool:
@@ -227,12 +236,13 @@ class TokenLoop:
 
     def _die(self, cause: str) -> None:
         with self._changed:
-            if self._dead is not None or self._closing:
+            if self._dead is not None:
                 return
             self._dead = cause
             self.metrics.healthy = 0
+            closing = self._closing
         self._end_all(f"the engine died: {cause}. Restart the server.")
-        if self._on_death is not None:
+        if self._on_death is not None and not closing:
             self._on_death(cause)
 
     def _end_all(self, why: str) -> None:
@@ -252,21 +262,27 @@ class TokenLoop:
             self._gauge()
         for admission in admitted:
             self.metrics.queue_time.observe(time.monotonic() - self._chats[admission.key].submitted)
-        decoding = self._scheduler.decoding
-        budget = self._pace.budget(decoding, len(self._scheduler.running) - decoding)
-        step = self._scheduler.plan(budget)
+        if self._reader is not None and (read := self._reader.take()) is not None:
+            self._read_in(read)
+        step = self._scheduler.plan(self._budget())
         if step.copy is not None and not self._copy(step.copy):
             return
         if step.prefill is not None:
-            self._prefill(self._chats[step.prefill.key], step.prefill)
-        if step.decode and self._dead is None:
-            self._decode([self._chats[key] for key in step.decode])
+            self._prefill(step.prefill, beside=bool(step.decode))
+        # those that a watchdog has not ended meanwhile
+        decoding = [chat for key in step.decode if (chat := self._chats.get(key)) is not None]
+        if decoding:
+            self._decode(decoding)
+        elif self._reader is not None and self._reader.key is not None:
+            self._reader.wait(_IDLE)
         self.metrics.loop_time.observe(time.monotonic() - began - (self._engine.seconds - in_engine))
 
     def _end_early(self) -> None:
         """Frees the slots of those that were cancelled or are late, before anything is done for them again."""
         now = time.monotonic()
         for chat in list(self._chats.values()):
+            if chat.key == self._reading:
+                continue  # its row is being written: it ends when its chunk is read
             if chat.stream.cancelled is not None:
                 self._end(chat, chat.stream.cancelled)
             elif chat.asked.deadline is not None and now >= chat.asked.deadline:
@@ -282,34 +298,57 @@ class TokenLoop:
         self._scheduler.copied(copy)
         return True
 
-    def _prefill(self, chat: _Chat, chunk: Chunk) -> None:
-        asked, whole = chat.asked, chunk.start + chunk.count == chat.prompt
-        top = asked.prompt_logprobs
-        if top is not None and chunk.count > _LOGPROB_ROWS:
-            chunk, whole = Chunk(chunk.key, chunk.slot, chunk.start, _LOGPROB_ROWS), False
-        rows = chunk.count if top is not None else int(whole)
-        tokens = asked.prompt[chunk.start : chunk.start + chunk.count]
-        try:
-            logits = self._engine.prefill(chunk.slot, tokens, chunk.start, rows)
-        except EngineFailed as failed:
-            self._fail([chat], f"the engine failed on the prompt: {failed}")
+    @property
+    def _reading(self) -> int | None:
+        """The chat whose chunk is read beside the decodes."""
+        return None if self._reader is None else self._reader.key
+
+    def _budget(self) -> int:
+        """Prompt tokens that may be read in this step."""
+        decoding = self._scheduler.decoding
+        if self._reader is None:
+            return self._pace.budget(decoding, len(self._scheduler.running) - decoding)
+        if self._reader.key is not None:
+            return 0
+        return min(_BESIDE, self._session.prefill_chunk) if decoding else self._session.prefill_chunk
+
+    def _prefill(self, chunk: Chunk, *, beside: bool) -> None:
+        asked = self._chats[chunk.key].asked
+        if asked.prompt_logprobs is not None and chunk.count > _LOGPROB_ROWS:
+            chunk = Chunk(chunk.key, chunk.slot, chunk.start, _LOGPROB_ROWS)
+        end = chunk.start + chunk.count
+        rows = chunk.count if asked.prompt_logprobs is not None else int(end == len(asked.prompt))
+        tokens = asked.prompt[chunk.start : end]
+        if beside and self._reader is not None:
+            self._reader.start(chunk, tokens, rows)
+        else:
+            self._read_in(read_chunk(self._engine, chunk, tokens, rows))
+
+    def _read_in(self, read: Read) -> None:
+        """A chunk was read: of a prompt's last one comes the first token."""
+        chunk, chat = read.chunk, self._chats.get(read.chunk.key)
+        if chat is None:
+            return  # the loop has died meanwhile
+        if read.logits is None:
+            self._fail([chat], f"the engine failed on the prompt: {read.failure}")
             return
-        self._pace.read(chunk.count, self._engine.last_seconds)
-        self.metrics.prefill_time.observe(self._engine.last_seconds)
+        self._pace.read(chunk.count, read.seconds)
+        self.metrics.prefill_time.observe(read.seconds)
         self._scheduler.prefilled(chunk)
+        top = chat.asked.prompt_logprobs
         if top is not None:
-            following = asked.prompt[chunk.start + 1 : chunk.start + chunk.count + 1]
+            following = chat.asked.prompt[chunk.start + 1 : chunk.start + chunk.count + 1]
             try:
-                chat.prompt_logprobs += prompt_logprobs(logits[: len(following)], following, top)
+                chat.prompt_logprobs += prompt_logprobs(read.logits[: len(following)], following, top)
             except RequestError as error:  # they are not finite
                 self._end(chat, "error", error, spoiled=True)
                 return
-        if whole:
+        if chunk.start + chunk.count == chat.prompt:
             reused = self._scheduler.running[chat.key].reused
             self.metrics.prompt_tokens += chat.prompt
             self.metrics.cached_prompt_tokens += reused
             chat.stream.read_in(reused, chat.prompt_logprobs)
-            self._advance([chat], logits[-1:])
+            self._advance([chat], read.logits[-1:])
 
     def _decode(self, chats: list[_Chat]) -> None:
         slots = [self._scheduler.running[chat.key].slot for chat in chats]

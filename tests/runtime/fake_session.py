@@ -27,12 +27,24 @@ class FakeSession:
     """`calls` records ("prefill", (slot,)) and ("decode", slots). `before` runs before each call and may raise;
     `spoil` may change the logits."""
 
-    def __init__(self, *, slots: int = 3, max_context: int = 64, vocab_size: int = 100, prefill_chunk: int = 8) -> None:
+    OVERLAPS = False
+    """What `overlaps` is unless a test says."""
+
+    def __init__(
+        self,
+        *,
+        slots: int = 3,
+        max_context: int = 64,
+        vocab_size: int = 100,
+        prefill_chunk: int = 8,
+        overlaps: bool | None = None,
+    ) -> None:
         self.slots = slots
         self.max_context = max_context
         self.vocab_size = vocab_size
         self.prefill_chunk = prefill_chunk
         self.cache_token_bytes = 8
+        self.overlaps = self.OVERLAPS if overlaps is None else overlaps
         self.calls: list[tuple[str, tuple[int, ...]]] = []
         self.closed = threading.Event()
         self.before: Callable[[str, tuple[int, ...]], None] = lambda _kind, _slots: None

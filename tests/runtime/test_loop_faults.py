@@ -16,6 +16,8 @@ from hermes_deploy.runtime.token_loop import TokenLoop
 from tests.runtime.fake_session import FakeSession, expected
 from tests.runtime.test_token_loop import WAIT, Gate, ask, collect, finish, running
 
+pytestmark = pytest.mark.usefixtures("overlaps")
+
 
 def generation(**changes: Any) -> Generation:
     return Generation(**({"prompt": np.array([1, 2]), "max_tokens": 5} | changes))

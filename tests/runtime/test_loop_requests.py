@@ -6,11 +6,14 @@ import time
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 from hermes_deploy.runtime.sampling import Sampling
 from hermes_deploy.runtime.stream import Generation, take_any
 from tests.runtime.fake_session import FakeSession, expected
 from tests.runtime.test_token_loop import WAIT, Gate, ask, collect, running
+
+pytestmark = pytest.mark.usefixtures("overlaps")
 
 
 class Only:

@@ -8,6 +8,7 @@ row, decode on all that are asked for at once. Imports onnxruntime and numpy, no
 from __future__ import annotations
 
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,7 +53,7 @@ class OrtCpuSession:
 
     `threads`: None = physical cores. `prefill_chunk`: tokens a prefill call takes at most; longer is
     a little faster for one chat and makes the others wait longer. Memory of the cache is taken as it
-    is used: slots that stay empty cost nothing. Not thread-safe: one caller at a time.
+    is used: slots that stay empty cost nothing. A prefill may overlap with decodes of other rows.
     Raises ArtifactError for a file that is not such a graph, ServeError for limits beyond the build.
     """
 
@@ -78,10 +79,12 @@ class OrtCpuSession:
         if slots < 1:
             raise ServeError(f"slots is {slots}; at least 1 is needed.")
         self.prefill_chunk = min(prefill_chunk, self.max_context)
+        self.overlaps = True
         self._limits = Limits(slots, self.max_context, self.vocab_size, self.prefill_chunk)
         self._caches = _Caches(self._run, int(facts["layers"]), slots, self.max_context)
         self.cache_token_bytes = self._caches.token_bytes
         self._steps: OrderedDict[tuple[int, ...], _Step] = OrderedDict()
+        self._looking = threading.Lock()
 
     def prefill(self, slot: int, tokens: npt.NDArray[np.int64], start: int, logits: int = 1) -> npt.NDArray[np.float32]:
         """See `Session.prefill`. Raises RequestError where the tokens do not fit."""
@@ -116,13 +119,15 @@ class OrtCpuSession:
         del self._run
 
     def _step(self, slots: tuple[int, ...]) -> _Step:
-        step = self._steps.get(slots)
-        if step is None:
-            step = self._steps[slots] = _Step(self._run, self._caches, slots)
-            while sum(kept.mappings for kept in self._steps.values()) > _MAX_MAPPINGS and len(self._steps) > 1:
-                self._steps.popitem(last=False)
-        self._steps.move_to_end(slots)
-        return step
+        with self._looking:
+            step = self._steps.get(slots)
+            if step is None:
+                step = self._steps[slots] = _Step(self._run, self._caches, slots)
+                # one that is running is still held by its call
+                while sum(kept.mappings for kept in self._steps.values()) > _MAX_MAPPINGS and len(self._steps) > 1:
+                    self._steps.popitem(last=False)
+            self._steps.move_to_end(slots)
+            return step
 
 
 class _Caches:

@@ -40,6 +40,7 @@ class RowSession:
         self._layout = RowLayout(slots)
         self.slots, self.max_context, self.vocab_size = slots, max_context, facts.vocab_size
         self.prefill_chunk = min(prefill_chunk or facts.prefill.tokens[1], facts.prefill.tokens[1], max_context)
+        self.overlaps = False
         self._limits = Limits(slots, max_context, self.vocab_size, self.prefill_chunk)
         self.cache_token_bytes = engine.caches.token_bytes * len(engine.caches.names)
 

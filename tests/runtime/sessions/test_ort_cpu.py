@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,35 @@ def test_the_engine_writes_the_cache_where_it_reads_it(session: OrtCpuSession) -
         addresses = step._view.addresses if step._view else session._caches.memory.neighbours(slots[0])
         outputs = step._binding.get_outputs()[: len(addresses)]
         assert sorted(value.data_ptr() for value in outputs) == sorted(addresses)
+
+
+def test_a_prompt_read_beside_decodes_of_other_rows_gives_the_same_bits_as_taking_turns(model: Path) -> None:
+    def answers(*, overlapping: bool) -> tuple[npt.NDArray[np.float32], list[npt.NDArray[np.float32]]]:
+        session = OrtCpuSession(model, slots=4, threads=2, prefill_chunk=16)
+        assert session.overlaps
+        text = chats(4)
+        for slot in (0, 2):
+            session.prefill(slot, text[slot, :10], 0)
+        read: list[npt.NDArray[np.float32]] = []
+
+        def read_in() -> None:
+            for start in range(0, 48, 16):
+                read[:] = [session.prefill(1, text[1, start : start + 16], start).copy()]
+
+        reading = threading.Thread(target=read_in)
+        reading.start()
+        if not overlapping:
+            reading.join()
+        decoded = [session.decode([2, 0], text[[2, 0], at], np.array([at, at])).copy() for at in range(10, 50)]
+        session.copy(0, 3, 0, 40)
+        decoded.append(session.decode([3], text[3, :1], np.array([40])).copy())
+        reading.join()
+        return read[0], decoded
+
+    alone, beside = answers(overlapping=False), answers(overlapping=True)
+    np.testing.assert_array_equal(alone[0], beside[0])
+    for one, other in zip(alone[1], beside[1], strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_many_different_sets_of_rows_keep_a_bounded_number_of_mappings(
