@@ -66,7 +66,9 @@ class ControlledTokenizer:
         spans = self.meant(text)
         while True:
             spelled, places = _spell(text, spans)
-            encoding = self._tokenizer.encode(spelled, add_special_tokens=False)
+            # of batches alone the library lets other threads run meanwhile; the fast one has no offsets
+            encode = self._tokenizer.encode_batch if self._may_miss else self._tokenizer.encode_batch_fast
+            encoding = encode([spelled], add_special_tokens=False)[0]
             taken = range(len(spans)) if not self._may_miss else self._taken(encoding, places)
             if len(taken) == len(spans):
                 ids: list[int] = encoding.ids

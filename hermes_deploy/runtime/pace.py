@@ -7,6 +7,8 @@ from __future__ import annotations
 
 LEAST = 16
 """Tokens. Fewer would cost nearly as much and never end."""
+STRETCH = 1.5
+"""See `Pace`."""
 _FORGET = 0.3
 """Weight of the newest measurement."""
 
@@ -19,7 +21,7 @@ class Pace:
     for a first token are the majority.
     """
 
-    def __init__(self, chunk: int, stretch: float = 1.5) -> None:
+    def __init__(self, chunk: int, stretch: float = STRETCH) -> None:
         self._chunk = chunk
         self._stretch = stretch
         self._token_seconds: float | None = None

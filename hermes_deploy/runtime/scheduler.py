@@ -179,7 +179,10 @@ class Scheduler:
             row = self.rows[self.running.pop(key).slot]
             row.used = self._steps
             if spoiled:
-                row.cut(0)
+                # what it was copied from, or copied to, may be spoiled too; and an empty row goes first
+                for suspect in [row, *(self.rows[slot] for slot in self.free)]:
+                    suspect.cut(0)
+                    suspect.used = 0
 
     def _next_to_read(self, reading: list[Running]) -> Running:
         best = max(chat.ticket.priority for chat in reading)

@@ -27,7 +27,7 @@ from hermes_deploy.errors import RequestError
 from hermes_deploy.runtime.admission import check
 from hermes_deploy.runtime.guarded_session import EngineFailed, GuardedSession
 from hermes_deploy.runtime.metrics import REJECTIONS, Metrics
-from hermes_deploy.runtime.pace import Pace
+from hermes_deploy.runtime.pace import STRETCH, Pace
 from hermes_deploy.runtime.reader import Read, Reader, read_chunk
 from hermes_deploy.runtime.sampling import (
     CONSTRAINT_FAILED,
@@ -99,7 +99,7 @@ class TokenLoop:
         session: Session,
         *,
         queue_limit: int = 64,
-        stretch: float = 1.5,
+        stretch: float = STRETCH,
         engine_timeout: float = 120.0,
         on_death: Callable[[str], None] | None = None,
     ) -> None:
@@ -114,6 +114,8 @@ class TokenLoop:
         self._closing = False
         self._draining: str | None = None
         self._dead: str | None = None
+        self._worthless = 0
+        """Decodes in a row of which no row was finite."""
         self.metrics = Metrics(free_slots=session.slots, kv_capacity_tokens=session.slots * session.max_context)
         self._engine = GuardedSession(session, engine_timeout, self._die)
         self._reader = Reader(self._engine) if session.overlaps else None
@@ -250,11 +252,15 @@ class TokenLoop:
             chats = list(self._chats.values())
             self._chats.clear()
             self.metrics.endings["error"] += len(chats)
+            self.metrics.queue_depth = self.metrics.active_slots = self.metrics.kv_tokens = 0
         for chat in chats:
             chat.stream.end("error", RequestError(why, "UNAVAILABLE"))
 
     def _step(self) -> None:
         began, in_engine = time.monotonic(), self._engine.seconds
+        # first of all: between two of its chunks a chat can be ended
+        if self._reader is not None and (read := self._reader.take()) is not None:
+            self._read_in(read)
         self._end_early()
         with self._changed:
             admitted = self._scheduler.admissions()
@@ -262,8 +268,6 @@ class TokenLoop:
             self._gauge()
         for admission in admitted:
             self.metrics.queue_time.observe(time.monotonic() - self._chats[admission.key].submitted)
-        if self._reader is not None and (read := self._reader.take()) is not None:
-            self._read_in(read)
         step = self._scheduler.plan(self._budget())
         if step.copy is not None and not self._copy(step.copy):
             return
@@ -275,6 +279,7 @@ class TokenLoop:
             self._decode(decoding)
         elif self._reader is not None and self._reader.key is not None:
             self._reader.wait(_IDLE)
+            return
         self.metrics.loop_time.observe(time.monotonic() - began - (self._engine.seconds - in_engine))
 
     def _end_early(self) -> None:
@@ -315,7 +320,8 @@ class TokenLoop:
     def _prefill(self, chunk: Chunk, *, beside: bool) -> None:
         asked = self._chats[chunk.key].asked
         if asked.prompt_logprobs is not None and chunk.count > _LOGPROB_ROWS:
-            chunk = Chunk(chunk.key, chunk.slot, chunk.start, _LOGPROB_ROWS)
+            left = len(asked.prompt) - chunk.start
+            chunk = Chunk(chunk.key, chunk.slot, chunk.start, _LOGPROB_ROWS - (left == _LOGPROB_ROWS + 1))
         end = chunk.start + chunk.count
         rows = chunk.count if asked.prompt_logprobs is not None else int(end == len(asked.prompt))
         tokens = asked.prompt[chunk.start : end]
@@ -365,10 +371,15 @@ class TokenLoop:
         self.metrics.decode_time.observe(self._engine.last_seconds)
         for chat, token in zip(chats, tokens.tolist(), strict=True):
             self._scheduler.decoded(chat.key, token)
-        self._advance([chats[i] for i in order], logits)
+        if self._advance([chats[i] for i in order], logits):
+            self._worthless = 0
+        else:
+            self._worthless += 1
+            if self._worthless >= _FAILURES:
+                self._die(f"{self._worthless} of its decodes in a row gave no logits that are finite")
 
-    def _advance(self, chats: list[_Chat], logits: npt.NDArray[np.float32]) -> None:
-        """Picks, delivers and ends. `logits` [len(chats), vocab]."""
+    def _advance(self, chats: list[_Chat], logits: npt.NDArray[np.float32]) -> bool:
+        """Picks, delivers and ends. `logits` [len(chats), vocab]; False when none of them were finite."""
         picked, logprobs = pick(logits, [chat.sampler for chat in chats])
         now = time.monotonic()
         for chat, token, logprob in zip(chats, picked, logprobs, strict=True):
@@ -386,6 +397,7 @@ class TokenLoop:
                 self._end(chat, "stop")
             else:
                 self._deliver(chat, token, logprob, now)
+        return any(token != NOT_FINITE for token in picked)
 
     def _deliver(self, chat: _Chat, token: int, logprob: TokenLogprobs | None, now: float) -> None:
         if chat.generated:

@@ -84,8 +84,7 @@ class EngineModel:
     def _answer(self, request: Any, sender: Any) -> None:
         reply = _Reply(self._triton, sender)
         try:
-            asked = self._read(request)
-            answers = [Answer(self._tokenizer, one, asked.stop_texts) for one in asked.generations]
+            asked, answers = self._read(request)
             streams = self._loop.submit_all(asked.generations)
             try:
                 reply.send_pieces(streams, answers)
@@ -98,11 +97,12 @@ class EngineModel:
             traceback.print_exc()
             reply.fail(_internal(error))
 
-    def _read(self, request: Any) -> Asked:
+    def _read(self, request: Any) -> tuple[Asked, list[Answer]]:
         try:
-            return read_request(
+            asked = read_request(
                 self._triton, request, self._tokenizer, self._config.sampling, self._stop_ids, self._slots
             )
+            return asked, [Answer(self._tokenizer, one, asked.stop_texts) for one in asked.generations]
         except RequestError as error:
             self._loop.count_refusal(error)
             raise

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from hermes_deploy.errors import UsageError
+from hermes_deploy.runtime.pace import STRETCH
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
@@ -38,14 +39,14 @@ class Settings(BaseModel):
     )
     max_slots: int | None = Field(default=None, ge=1, description="chats at once, at most what was built; null = that")
     queue_limit: int = Field(
-        default=64, ge=0, le=4096, description="requests that may wait for a slot; one more is refused"
+        default=64, ge=0, le=512, description="requests that may wait for a slot; one more is refused"
     )
     stretch: float = Field(
-        default=1.0,
+        default=STRETCH,
         ge=0,
         le=100,
         allow_inf_nan=False,
-        description="a prompt's chunk may take that many times a decode step",
+        description="a prompt's chunk may take that many times a decode step, where the engine's calls take turns",
     )
 
     ready_timeout: Seconds = Field(default=300.0, description="until a token must have been generated after a start")

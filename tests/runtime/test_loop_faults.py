@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from hermes_deploy.errors import RequestError
 from hermes_deploy.runtime.sampling import Sampling
-from hermes_deploy.runtime.stream import Generation
+from hermes_deploy.runtime.stream import Generation, TokenStream
 from hermes_deploy.runtime.token_loop import TokenLoop
 from tests.runtime.fake_session import FakeSession, expected
 from tests.runtime.test_token_loop import WAIT, Gate, ask, collect, finish, running
@@ -111,7 +112,9 @@ def test_a_deadline_ends_a_running_answer_and_a_waiting_one_with_where_it_was() 
         soon = time.monotonic() + 0.1
         first = loop.submit(generation(max_tokens=1 << 15, deadline=soon))
         second = loop.submit(generation(max_tokens=1 << 15, deadline=soon))
-        late = [collect(stream)[1].error for stream in (first, second)]
+        lasts = [collect(stream)[1] for stream in (first, second)]
+        late = [last.error for last in lasts]
+        assert [last.finish for last in lasts] == ["error", "error"]
         assert [error and error.code for error in late] == ["DEADLINE_EXCEEDED"] * 2
         assert "tokens" in str(late[0])
         assert "in the queue" in str(late[1])
@@ -198,6 +201,10 @@ def test_ten_thousand_events_leak_no_slot_and_no_memory() -> None:
         assert not loop._chats
         assert not loop._scheduler.running
         assert not loop._scheduler.waiting
+        open_streams.clear()
+        del stream
+        gc.collect()
+        assert sum(isinstance(found, TokenStream) for found in gc.get_objects()) <= 2
         # and the next chat is answered as if nothing had been
         assert collect(loop.submit(ask([5, 6], 10)))[0] == expected([5, 6], 10)
 
@@ -218,3 +225,67 @@ def test_prompt_logits_that_are_not_numbers_end_that_chat_alone() -> None:
         assert error is not None
         assert "not finite" in str(error)
         assert finish(loop.submit(generation())) == "length"
+
+
+def test_a_prefix_that_cannot_be_copied_ends_that_chat_and_its_row_is_not_believed() -> None:
+    session = FakeSession(slots=2)
+
+    def fail_copy(kind: str, _slots: tuple[int, ...]) -> None:
+        if kind == "copy":
+            session._rows[:] = 99
+            session.before = lambda _kind, _slots: None
+            raise OSError("bus error")
+
+    with running(session) as loop:
+        prompt = [7] * 12
+        collect(loop.submit(ask([*prompt, *range(20)], 4)))
+        session.before = fail_copy
+        error = collect(loop.submit(ask([*prompt, 50, 51], 4)))[1].error
+        assert error is not None
+        assert "failed to copy a prefix: OSError: bus error" in str(error)
+        tokens, last = collect(loop.submit(ask([*prompt, 50, 51], 4)))
+        assert (tokens, last.reused_tokens) == (expected([*prompt, 50, 51], 4), 0)
+
+
+def test_what_gave_logits_that_are_not_numbers_is_read_again_wherever_it_was_copied_from() -> None:
+    session = FakeSession(slots=2)
+    with running(session) as loop:
+        collect(loop.submit(ask([7] * 12, 4)))
+        session.spoil = lambda logits: np.full_like(logits, np.nan)
+        error = collect(loop.submit(ask([*[7] * 12, 50, 51], 4)))[1].error
+        assert error is not None
+        session.spoil = lambda logits: logits
+        for prompt in ([*[7] * 12, 50, 51], [*[7] * 12, 60, 61]):
+            # the second finds what the first has read anew
+            tokens, last = collect(loop.submit(ask(prompt, 4)))
+            assert tokens == expected(prompt, 4)
+            assert last.reused_tokens == (0 if prompt[-1] == 51 else 12)
+
+
+def test_a_decode_that_fails_spoils_every_row_that_was_in_it() -> None:
+    session = FakeSession(slots=2, max_context=1 << 12)
+
+    def fail(kind: str, slots: tuple[int, ...]) -> None:
+        if kind == "decode" and len(slots) == 2:
+            session._rows[:] = 99
+            session.before = lambda _kind, _slots: None
+            raise OSError("lost")
+
+    session.before = fail
+    with running(session) as loop:
+        streams = [loop.submit(ask([n] * 6, 1000)) for n in (3, 4)]
+        assert [finish(stream) for stream in streams] == ["error", "error"]
+        for n in (3, 4):
+            tokens, last = collect(loop.submit(ask([n] * 6, 4)))
+            assert (tokens, last.reused_tokens) == (expected([n] * 6, 4), 0)
+
+
+def test_an_engine_that_only_gives_what_is_not_a_number_is_given_up() -> None:
+    session = FakeSession(slots=1)
+    session.spoil = lambda logits: np.full_like(logits, np.nan)
+    loop = TokenLoop(session)
+    ends = [collect(loop.submit(ask([n], 4)))[1].error for n in range(3)]
+    assert all(error is not None and "not finite" in str(error) for error in ends)
+    assert session.closed.wait(WAIT)
+    assert "no logits that are finite" in str(loop.dead)
+    assert loop.metrics.active_slots == 0

@@ -127,3 +127,26 @@ def test_many_chats_that_come_and_go_beside_each_other_get_their_own_answers() -
                 collect(stream)
             else:
                 assert collect(stream)[0] == expected(prompt, 12)
+
+
+def test_a_chat_can_be_ended_between_two_of_its_chunks(session: FakeSession) -> None:
+    read = 0
+
+    def count(kind: str, slots: tuple[int, ...]) -> None:
+        nonlocal read
+        read += (kind, slots) == ("prefill", (1,))
+        if read == 3:
+            reached.set()
+
+    reached = threading.Event()
+    session.before = count
+    with running(session) as loop:
+        endless = loop.submit(ask([1], 1 << 13))
+        assert endless.take(WAIT) is not None
+        long = loop.submit(ask([2] * 4000, 5))
+        assert reached.wait(WAIT)
+        long.cancel()
+        assert finish(long) == "cancelled"
+        assert read < 400
+        endless.cancel()
+        finish(endless)
