@@ -13,6 +13,7 @@ import ctypes
 import mmap
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
@@ -86,8 +87,11 @@ class CacheMemory:
         return os.fstat(self._file).st_blocks * 512
 
     def close(self) -> None:
-        """Gives the file back. Arrays and views that are still held keep their pages until they go."""
+        """Gives the memory back. Arrays and views that are still held keep their pages until they go."""
         os.close(self._file)
+        self._bytes = np.empty(0, dtype=np.uint8)
+        with suppress(BufferError):  # an array is still held
+            self._all.close()
 
 
 class RowView:

@@ -78,3 +78,13 @@ def test_a_padded_context_fills_whole_pages_and_wastes_less_than_one_page_a_cach
     assert padded >= context
     assert padded * token_bytes % mmap.PAGESIZE == 0
     assert (padded - context) * token_bytes < mmap.PAGESIZE * token_bytes / np.gcd(mmap.PAGESIZE, token_bytes)
+
+
+def test_closing_gives_the_memory_back_at_once() -> None:
+    memory = CacheMemory(2, 4, ROW)
+    array = memory.array(0, np.uint8, (ROW,))
+    array[:] = 1
+    before = Path("/proc/self/maps").read_text().count("hermes-kv")
+    del array
+    memory.close()
+    assert Path("/proc/self/maps").read_text().count("hermes-kv") == before - 1
