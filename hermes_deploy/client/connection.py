@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 import uuid
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from hermes_deploy.client.records import (
 )
 from hermes_deploy.client.sampling import Sampling, SamplingOptions, check_text, check_timeout
 from hermes_deploy.client.stream import Stream, rpc_error
-from hermes_deploy.client.wire import chat_request
+from hermes_deploy.client.wire import chat_request, hold_request
 from hermes_deploy.protocol import methods
 
 MAX_MESSAGE_BYTES = 16 * 2**20
@@ -37,8 +38,8 @@ _OPTIONS = (
     ("grpc.min_reconnect_backoff_ms", 5_000),  # which is the time that one attempt to connect may take
     ("grpc.max_reconnect_backoff_ms", 2_000),
 )
-# makes Triton end a stream that fails with a real status code instead of a bare message
-_METADATA = (("triton_grpc_error", "true"),)
+# no metadata triton_grpc_error, which would bring real status codes: Triton 2.51 dies of requests that fail on streams
+# with it (SIGSEGV, within 20 failures)
 
 
 @dataclass(frozen=True)
@@ -96,15 +97,18 @@ class Client:
         """Start an answer; read it piece by piece, inside a `with` block.
 
         prompt: a text, or messages (`Message`, or mappings with role and content). timeout: seconds for the
-        whole answer. door: "chat" is the engine's own door; "ensemble" goes through Triton's pipeline, where
-        a cancelled request keeps running on the server until its timeout. The rest, from max_tokens to n: see
-        `Sampling`. With n > 1 the pieces of all answers come mixed, each with its `index`.
+        whole answer. door: "chat" is the engine's own door; "ensemble" goes through Triton's pipeline, which
+        hides from the engine that a caller has gone: a second request, to the engine itself, holds the first, and
+        Triton does tell of its end. The rest, from max_tokens to n: see `Sampling`. With n > 1 the pieces of all
+        answers come mixed, each with its `index`.
         """
         messages = chat_messages(prompt, system)
         chosen = Sampling(**sampling)  # type: ignore[arg-type]  # lists and mappings are made tuples
         call = self._facts(check_door(door), request_id)
         timeout_s = check_timeout(timeout)
-        request = chat_request(call.model, call.request_id, messages, chosen, timeout_s)
+        # 128 random bits: whoever knows the key can end the request, and nobody else is told it
+        key = secrets.token_hex(16) if door == "ensemble" else None
+        request = chat_request(call.model, call.request_id, messages, chosen, timeout_s, key)
         if request.ByteSize() > MAX_MESSAGE_BYTES:
             raise InvalidRequest(
                 f"the request has {request.ByteSize():,} bytes; at most {MAX_MESSAGE_BYTES:,} can be sent", call=call
@@ -113,10 +117,12 @@ class Client:
         method = methods.STREAM_INFER
         open_stream = self._channel.stream_stream(method.path, method.serialize_request, method.parse_response)
         return Stream(
-            lambda: open_stream(iter((request,)), timeout=timeout_s, metadata=_METADATA),
+            lambda: open_stream(iter((request,)), timeout=timeout_s),
             call,
             timeout_s,
             answers=chosen.n or 1,
+            # a stream of its own: Triton 2.51 keeps what it should let go where a stream with two requests ends early
+            hold=None if key is None else lambda: open_stream(iter((hold_request(f"{call.request_id}-hold", key),))),
         )
 
     def ask(

@@ -28,8 +28,8 @@ from hermes_deploy.client.records import Answer, Choice, Piece, Timing, TokenLog
 from hermes_deploy.client.wire import Received, is_final, read_piece
 
 _GOODBYE_S = 0.5
-"""Seconds that a complete answer waits for the server to close its side: Triton logs an error at each
-client that hangs up first."""
+"""Seconds that a complete answer, or an error, waits for the server to close its side. Where a client hangs up first,
+Triton 2.51 logs an error, and may keep the request for ever, so that the model cannot be unloaded."""
 
 
 @dataclass
@@ -69,7 +69,16 @@ class _Growing:
 class Stream(Iterator[Piece]):
     """Made by `Client.stream`. `text` is what has come so far of the first answer; `result()` reads to the end."""
 
-    def __init__(self, start: Callable[[], Any], call: CallFacts, timeout_s: float | None, *, answers: int = 1) -> None:
+    def __init__(
+        self,
+        start: Callable[[], Any],
+        call: CallFacts,
+        timeout_s: float | None,
+        *,
+        answers: int = 1,
+        hold: Callable[[], Any] | None = None,
+    ) -> None:
+        """`hold`: starts a second call, which only stands for this side's being there; it goes first."""
         self.call = call
         self._timeout_s = timeout_s
         self._growing = [_Growing(index) for index in range(answers)]
@@ -81,6 +90,7 @@ class Stream(Iterator[Piece]):
         self._first_piece_at: float | None = None
         self._final = False
         self._ended = threading.Event()
+        self._hold = hold() if hold is not None else None
         self._responses = start()
         self._responses.add_done_callback(lambda _: self._ended.set())
 
@@ -105,8 +115,14 @@ class Stream(Iterator[Piece]):
         if self._finished and self._answer is None:
             self._complete()
         self._cancelled = self._cancelled or self._answer is None
-        if not (self._final and self._ended.wait(_GOODBYE_S)):
-            self._responses.cancel()
+        if self._final:
+            _see_off(self._responses, self._ended)
+            if self._hold is not None:
+                _see_off(self._hold)
+            return
+        if self._hold is not None:
+            self._hold.cancel()
+        self._responses.cancel()
 
     def cancel(self) -> None:
         """As `close`, from any thread: the reader gets Cancelled."""
@@ -155,6 +171,7 @@ class Stream(Iterator[Piece]):
                 return None
             raise self._translated(error) from error
         if message.error_message:
+            self._final = True
             raise self._failed("", message.error_message)
         response = message.infer_response
         if response.id and response.id != self.request_id:
@@ -261,6 +278,22 @@ class Stream(Iterator[Piece]):
                 partial_text=self.text,
             )
         return rpc_error(error, self.call, partial_text=self.text, timeout_s=self._timeout_s)
+
+
+def _see_off(call: Any, ended: threading.Event | None = None) -> None:
+    """Lets the server end `call`, of which nothing more is wanted; hangs up on one that does not."""
+    if ended is not None and ended.is_set():
+        return
+    patience = threading.Timer(_GOODBYE_S, call.cancel)
+    patience.daemon = True
+    patience.start()
+    try:
+        for _ in call:
+            pass
+    except grpc.RpcError:
+        pass  # it has ended, and how matters to nobody
+    finally:
+        patience.cancel()
 
 
 def rpc_error(

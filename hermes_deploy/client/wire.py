@@ -49,10 +49,19 @@ class Received:
     prompt_logprobs: tuple[TokenLogprob, ...]
 
 
+LEASE_MS = 5_000
+"""A request through the ensemble ends when nobody has held it for so long."""
+
+
 def chat_request(
-    model: str, request_id: str, messages: Sequence[Message], sampling: Sampling, timeout_s: float | None = None
+    model: str,
+    request_id: str,
+    messages: Sequence[Message],
+    sampling: Sampling,
+    timeout_s: float | None = None,
+    cancel_key: str | None = None,
 ) -> ModelInferRequest:
-    """`timeout_s` goes along: through the ensemble, the server hears of nothing else that a caller has gone."""
+    """`timeout_s` goes along, for Triton does not pass it on. `cancel_key`: the request lives while it is held."""
     request = ModelInferRequest(model_name=model, id=request_id)
     values: dict[str, Sequence[Any]] = {tensors.MESSAGES.name: [messages_json(messages)]}
     for name in sampling.__dataclass_fields__:
@@ -66,10 +75,21 @@ def chat_request(
             values[name] = [e.encode() if isinstance(e, str) else e for e in elements]
     if timeout_s is not None:
         values["timeout_ms"] = [min(INT32_MAX, math.ceil(timeout_s * 1e3))]
-    for tensor in (tensors.MESSAGES, *tensors.SAMPLING):
+    if cancel_key is not None:
+        values[tensors.CANCEL_KEY.name] = [cancel_key.encode()]
+        values[tensors.LEASE_MS.name] = [LEASE_MS]
+    for tensor in (tensors.MESSAGES, *tensors.SAMPLING, *tensors.LEASE):
         if tensor.name in values:
             request.inputs.add(name=tensor.name, datatype=tensor.dtype, shape=[len(values[tensor.name])])
             request.raw_input_contents.append(encode(tensor, values[tensor.name]))
+    return request
+
+
+def hold_request(hold_id: str, cancel_key: str) -> ModelInferRequest:
+    """Holds the request of `cancel_key`: the engine ends that one when this one is cancelled."""
+    request = ModelInferRequest(model_name=tensors.ENGINE, id=hold_id)
+    request.inputs.add(name=tensors.HOLD.name, datatype=tensors.HOLD.dtype, shape=[1])
+    request.raw_input_contents.append(encode(tensors.HOLD, [cancel_key.encode()]))
     return request
 
 

@@ -66,6 +66,34 @@ SAMPLING: tuple[Tensor, ...] = (
     Tensor("timeout_ms", "INT32", (1,), "milliseconds after which the request ends with DEADLINE_EXCEEDED", True),
 )
 
+# Triton 2.51 tells a model inside an ensemble nothing of its caller: these are how it hears that the caller has gone
+CANCEL_KEY = Tensor(
+    "cancel_key",
+    "BYTES",
+    (1,),
+    "16 to 128 random characters by which this request can be held and cancelled; whoever knows them can",
+    True,
+)
+LEASE_MS = Tensor(
+    "lease_ms",
+    "INT32",
+    (1,),
+    "with cancel_key: it ends when nobody has held it for so many milliseconds",
+    True,
+)
+LEASE: tuple[Tensor, ...] = (CANCEL_KEY, LEASE_MS)
+
+HOLD = Tensor(
+    "hold",
+    "BYTES",
+    (1,),
+    "cancel_key of a request, alone: it ends when this call is cancelled or its caller goes",
+    True,
+)
+CANCEL = Tensor("cancel", "BYTES", (1,), "cancel_key of a request, alone: it ends now, on either door", True)
+BY_KEY: tuple[Tensor, ...] = (HOLD, CANCEL)
+"""Calls of the engine that ask for no answer, but speak of another request."""
+
 TEXT = Tensor("text", "BYTES", (1,), "UTF-8 text released by this piece; concatenated = the answer")
 TOKEN_IDS = Tensor("token_ids", "INT64", (-1,), "token ids generated since the last piece")
 FINISH_REASON = Tensor(
@@ -131,10 +159,10 @@ class ModelTensors:
 
 MODELS: dict[str, ModelTensors] = {
     # exactly one of messages (chat door) and input_ids (id door) is given
-    ENGINE: ModelTensors((_optional(MESSAGES), _optional(INPUT_IDS), *SAMPLING), PIECE),
+    ENGINE: ModelTensors((_optional(MESSAGES), _optional(INPUT_IDS), *SAMPLING, *LEASE, *BY_KEY), PIECE),
     # optional, so that it reaches the model, which says that it is missing: an ensemble without a required
     # input ends at once, without an error
     PREPROCESS: ModelTensors((_optional(MESSAGES),), (INPUT_IDS,)),
     POSTPROCESS: ModelTensors(PIECE, PIECE),
-    ENSEMBLE: ModelTensors((_optional(MESSAGES), *SAMPLING), PIECE),
+    ENSEMBLE: ModelTensors((_optional(MESSAGES), *SAMPLING, *LEASE), PIECE),
 }

@@ -17,6 +17,7 @@ from hermes_deploy.protocol.tensors import (
     ENGINE,
     ENSEMBLE,
     INPUT_IDS,
+    LEASE,
     MESSAGES,
     MODELS,
     PIECE,
@@ -86,7 +87,7 @@ def _ensemble() -> Any:
     # inside the ensemble the engine's tensors are called raw_*: the post step gives the public names
     raw = {tensor.name: f"raw_{tensor.name}" for tensor in PIECE}
     _step(message, PREPROCESS, {MESSAGES.name: MESSAGES.name}, {INPUT_IDS.name: INPUT_IDS.name})
-    _step(message, ENGINE, {t.name: t.name for t in (INPUT_IDS, *SAMPLING)}, raw)
+    _step(message, ENGINE, {t.name: t.name for t in (INPUT_IDS, *SAMPLING, *LEASE)}, raw)
     _step(message, POSTPROCESS, raw, {t.name: t.name for t in PIECE})
     return message
 

@@ -9,4 +9,8 @@ QUEUE_LIMIT = "queue_limit"
 ENGINE_TIMEOUT = "engine_timeout"
 STRETCH = "stretch"
 CONTROL = "control"
-"""Path of the control socket. The last four are written when the artifact is served, not when it is built."""
+"""Path of the control socket."""
+REQUEST_LOG = "request_log"
+"""Path of the pipe for lines about requests; the first step of the ensemble has it too.
+
+The last five are written when the artifact is served, not when it is built."""

@@ -83,6 +83,9 @@ class TokenStream:
         self._error: RequestError | None = None
         self._ended = False
         self._cancelled: Finish | None = None
+        self.admitted: float | None = None
+        """time.monotonic() when it got its slot; set by the loop, as is `first_token`."""
+        self.first_token: float | None = None
 
     def take(self, timeout: float | None = None) -> Delta | None:
         """Everything since the last take; waits for it at most `timeout` seconds, then gives None."""

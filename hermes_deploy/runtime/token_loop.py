@@ -267,7 +267,9 @@ class TokenLoop:
             self._scheduler.admit(admitted)
             self._gauge()
         for admission in admitted:
-            self.metrics.queue_time.observe(time.monotonic() - self._chats[admission.key].submitted)
+            entered = self._chats[admission.key]
+            entered.stream.admitted = time.monotonic()
+            self.metrics.queue_time.observe(entered.stream.admitted - entered.submitted)
         step = self._scheduler.plan(self._budget())
         if step.copy is not None and not self._copy(step.copy):
             return
@@ -403,6 +405,7 @@ class TokenLoop:
         if chat.generated:
             self.metrics.inter_token_latency.observe(now - chat.told)
         else:
+            chat.stream.first_token = now
             self.metrics.time_to_first_token.observe(now - chat.submitted)
         chat.last, chat.told = token, now
         chat.generated += 1

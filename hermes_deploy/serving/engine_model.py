@@ -2,8 +2,8 @@
 
 Requests are answered by a thread each, bounded by slots + queue; the loop refuses what is over.
 The n answers to one prompt come on one response stream, which ends with the last of them; a stop
-text ends only its own. A failure before the first piece is an error of the request; after it, it
-travels in the piece. It ends all n: an answer that its caller cannot count on is none.
+text ends only its own. How failures reach the caller is reply.py's, how a caller that Triton hides can
+end its request leases.py's.
 """
 
 from __future__ import annotations
@@ -13,27 +13,34 @@ import json
 import os
 import sys
 import threading
-import traceback
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hermes_deploy.chat import ChatTokenizer
 from hermes_deploy.errors import RequestError
+from hermes_deploy.protocol.tensors import MESSAGES
 from hermes_deploy.repository.engine_config import EngineConfig, read_engine_config
-from hermes_deploy.repository.triton_parameters import MAX_CONTEXT, MAX_SLOTS, TARGET
-from hermes_deploy.runtime.stream import TokenStream, take_any
+from hermes_deploy.repository.triton_parameters import MAX_CONTEXT, MAX_SLOTS, REQUEST_LOG, TARGET
+from hermes_deploy.runtime.stream import TokenStream
 from hermes_deploy.runtime.token_loop import TokenLoop
 from hermes_deploy.serving.answer import Answer
 from hermes_deploy.serving.chat_requests import Asked, read_request
 from hermes_deploy.serving.control import ControlServer, loop_settings, open_control
+from hermes_deploy.serving.faults import told_to_caller
+from hermes_deploy.serving.lease_requests import KeyCall, read_key_call, read_lease
+from hermes_deploy.serving.leases import Lease, Leases
 from hermes_deploy.serving.metrics import TritonMetrics
+from hermes_deploy.serving.reply import Reply
+from hermes_deploy.serving.request_log import RequestLog, Story
 from hermes_deploy.serving.sessions import open_session
 from hermes_deploy.serving.tensor_io import Piece, error_response, piece_response
 
-CANCEL_POLL = 0.05
-"""Seconds between looks at cancellation while no token comes."""
+_KEYS_A_REQUEST = 16
+"""Keys that may be known for each request that may run or wait: those let go are known for a while."""
 
 LAST_WORDS = 2.0
 """Seconds between the death of the engine and that of its process, in which callers are told."""
@@ -41,7 +48,14 @@ LAST_WORDS = 2.0
 
 class EngineModel:
     def __init__(
-        self, pb_utils: Any, config: EngineConfig, tokenizer: ChatTokenizer, loop: TokenLoop, *, slots: int
+        self,
+        pb_utils: Any,
+        config: EngineConfig,
+        tokenizer: ChatTokenizer,
+        loop: TokenLoop,
+        *,
+        slots: int,
+        log: RequestLog | None = None,
     ) -> None:
         self._triton = pb_utils
         self._config = config
@@ -53,6 +67,8 @@ class EngineModel:
         # one more than the loop takes: there is always a thread that can tell a caller to come back later
         self._threads = ThreadPoolExecutor(slots + loop.queue_limit + 1, thread_name_prefix="answer")
         self._control: ControlServer | None = None
+        self._log = log or RequestLog(None)
+        self._leases = Leases(pb_utils, _KEYS_A_REQUEST * (slots + loop.queue_limit))
 
     @classmethod
     def load(cls, args: dict[str, str], pb_utils: Any) -> EngineModel:
@@ -66,43 +82,85 @@ class EngineModel:
         # loading leaves holes in the heap: 21 MB beside a model of 135M
         ctypes.CDLL(None).malloc_trim(0)
         loop = TokenLoop(session, on_death=end_process, **loop_settings(parameters))
-        model = cls(pb_utils, config, tokenizer, loop, slots=slots)
+        log = RequestLog(parameters.get(REQUEST_LOG))
+        model = cls(pb_utils, config, tokenizer, loop, slots=slots, log=log)
         model._control = open_control(parameters, loop)
         return model
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
-            self._threads.submit(self._answer, request, request.get_response_sender())
+            self._threads.submit(self._begin, request, request.get_response_sender(), time.monotonic())
 
     def close(self) -> None:
         if self._control is not None:
             self._control.close()
         self._loop.close()
         self._threads.shutdown()
+        self._leases.close()
+        self._log.close()
         self._metrics.close()
 
-    def _answer(self, request: Any, sender: Any) -> None:
-        reply = _Reply(self._triton, sender)
+    def _begin(self, request: Any, sender: Any, arrived: float) -> None:
         try:
-            asked, answers = self._read(request)
-            streams = self._loop.submit_all(asked.generations)
-            try:
-                reply.send_pieces(streams, answers)
-            finally:
-                for stream in streams:
-                    stream.cancel()
-        except RequestError as error:
-            reply.fail(error)
+            call = read_key_call(self._triton, request)
+            if call is not None:
+                self._obey(call, sender)
+                return
         except Exception as error:  # this thread is all that answers the caller, who would wait forever
-            traceback.print_exc()
-            reply.fail(_internal(error))
+            final = self._triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+            sender.send(error_response(self._triton, told_to_caller(error)), flags=final)
+            return
+        is_chat = self._triton.get_input_tensor_by_name(request, MESSAGES.name) is not None
+        self._answer(request, sender, self._log.story(request.request_id(), "chat" if is_chat else "ids", arrived))
+
+    def _obey(self, call: KeyCall, sender: Any) -> None:
+        if call.do == "hold":
+            self._leases.hold(call.key, sender)
+        else:
+            self._leases.cancel(call.key)
+            done = Piece("", (), 0, 0, finish_reason="cancelled")
+            final = self._triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+            sender.send(piece_response(self._triton, done), flags=final)
+
+    def _answer(self, request: Any, sender: Any, story: Story) -> None:
+        reply = Reply(self._triton, sender, story)
+        streams: list[TokenStream] = []
+        code = ""
+        try:
+            with self._leases.taken(self._lease(request), lambda: _cancel(streams)) as let_go:
+                asked, answers = self._read(request)
+                first = asked.generations[0]
+                story.asked(first.client, len(first.prompt))
+                streams += self._loop.submit_all(asked.generations)
+                if let_go():  # before there were streams to cancel
+                    _cancel(streams)
+                reply.send_pieces(streams, answers)
+        except Exception as error:  # this thread is all that answers the caller, who would wait forever
+            told = told_to_caller(error)
+            code = told.code
+            reply.fail(told)
+        finally:
+            _cancel(streams)
+            if streams:
+                story.finished([s.admitted for s in streams], [s.first_token for s in streams], code)
+            else:
+                story.refused(code)
+
+    def _lease(self, request: Any) -> Lease | None:
+        with self._refusals_counted():
+            return read_lease(self._triton, request)
 
     def _read(self, request: Any) -> tuple[Asked, list[Answer]]:
-        try:
+        with self._refusals_counted():
             asked = read_request(
                 self._triton, request, self._tokenizer, self._config.sampling, self._stop_ids, self._slots
             )
             return asked, [Answer(self._tokenizer, one, asked.stop_texts) for one in asked.generations]
+
+    @contextmanager
+    def _refusals_counted(self) -> Iterator[None]:
+        try:
+            yield
         except RequestError as error:
             self._loop.count_refusal(error)
             raise
@@ -119,64 +177,6 @@ def end_process(cause: str) -> None:
     end.start()
 
 
-class _Reply:
-    """Sends to one caller, and knows whether anything was sent."""
-
-    def __init__(self, pb_utils: Any, sender: Any) -> None:
-        self._triton = pb_utils
-        self._sender = sender
-        self._sent: Piece | None = None
-        self._ended = False
-
-    def send_pieces(self, streams: Sequence[TokenStream], answers: Sequence[Answer]) -> None:
-        """Until the last piece of the last answer. Raises RequestError for a failure before the first piece."""
-        open_answers = list(zip(streams, answers, strict=True))
-        while open_answers:
-            taken = take_any([stream for stream, _ in open_answers], CANCEL_POLL)
-            if self._sender.is_cancelled():
-                for stream, _ in open_answers:
-                    stream.cancel()
-            if taken is None:
-                continue
-            at, delta = taken
-            if delta.error is not None and self._sent is None:
-                raise delta.error
-            stream, answer = open_answers.pop(at)
-            piece = answer.piece(delta)
-            if piece.finish_reason:
-                stream.cancel("stop")  # a stop text that the loop does not know of
-            else:
-                # to the end: while this one has more, the others have their turn
-                open_answers.append((stream, answer))
-            if piece.finish_reason == "error":
-                open_answers.clear()
-            self._send(piece, final=not open_answers)
-
-    def fail(self, error: RequestError) -> None:
-        final = self._triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-        if self._sent is None:
-            self._sender.send(error_response(self._triton, error), flags=final)
-        elif not self._ended:
-            last = self._sent
-            self._send(
-                Piece(
-                    "",
-                    (),
-                    last.prompt_tokens,
-                    last.completion_tokens,
-                    finish_reason="error",
-                    error_code=error.code,
-                    error_message=str(error),
-                    index=last.index,
-                ),
-                final=True,
-            )
-
-    def _send(self, piece: Piece, *, final: bool) -> None:
-        flags = self._triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0
-        self._sender.send(piece_response(self._triton, piece), flags=flags)
-        self._sent, self._ended = piece, final
-
-
-def _internal(error: Exception) -> RequestError:
-    return RequestError(f"{type(error).__name__}: {error}. This is a fault of the server; see its log.", "INTERNAL")
+def _cancel(streams: list[TokenStream]) -> None:
+    for stream in streams:
+        stream.cancel()

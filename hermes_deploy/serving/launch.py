@@ -19,7 +19,7 @@ from pathlib import Path
 
 from hermes_deploy.errors import ServeError
 from hermes_deploy.machine import tritonserver
-from hermes_deploy.protocol.tensors import ENGINE, MODELS
+from hermes_deploy.protocol.tensors import ENGINE, MODELS, PREPROCESS
 from hermes_deploy.repository.triton_config import CONFIG, with_parameters
 from hermes_deploy.repository.triton_parameters import (
     CONTROL,
@@ -27,6 +27,7 @@ from hermes_deploy.repository.triton_parameters import (
     MAX_CONTEXT,
     MAX_SLOTS,
     QUEUE_LIMIT,
+    REQUEST_LOG,
     STRETCH,
     TARGET,
 )
@@ -35,6 +36,8 @@ from hermes_deploy.serving.settings import Settings
 
 CONTROL_SOCKET = "control"
 """Name of the engine's control socket in the run folder."""
+REQUEST_PIPE = "requests"
+"""Name of the pipe for lines about requests in the run folder."""
 ADMIN = ("model-repository", "shared-memory", "trace", "logging")
 """Triton's endpoints that change the server or reach into this machine's memory."""
 ADMIN_HEADER = "hermes-admin"
@@ -85,6 +88,8 @@ def write_models(plan: Plan, folder: Path, settings: Settings) -> None:
         for entry in (plan.artifact / name / "1").iterdir():
             (version / entry.name).symlink_to(entry)
         text = (plan.artifact / name / CONFIG).read_text(encoding="utf-8")
+        if name in (ENGINE, PREPROCESS):
+            text = with_parameters(text, **{REQUEST_LOG: str(folder.parent / REQUEST_PIPE)})
         if name == ENGINE:
             chosen = {
                 MAX_CONTEXT: str(plan.max_context),

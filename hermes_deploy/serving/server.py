@@ -29,6 +29,7 @@ from hermes_deploy.protocol.tensors import ENGINE, ENSEMBLE, MODELS
 from hermes_deploy.serving import guard, launch, preflight
 from hermes_deploy.serving.ports import claim_ports, resolve_host
 from hermes_deploy.serving.probe import generates, says_ready
+from hermes_deploy.serving.request_log import RequestLogReader
 from hermes_deploy.serving.server_log import last_words
 from hermes_deploy.serving.settings import Settings, settings_of
 
@@ -64,6 +65,7 @@ class Server:
         self._guard: subprocess.Popen[bytes] | None = None
         self._lifeline: int | None = None
         self._run_folder: Path | None = None
+        self._requests: RequestLogReader | None = None
         self._shm_prefix = f"hermes-{os.getpid()}-{secrets.token_hex(4)}-"
         self._output: IO[bytes] | None = None
         self._started = False
@@ -163,6 +165,9 @@ class Server:
                 self._guard.wait()
             # the guard did this, unless it was killed
             guard.kill_session(self._guard.pid, self._shm_prefix)
+        if self._requests is not None:
+            self._requests.close()
+            self._requests = None
         if self._run_folder is not None:
             # the guard did this, unless it was killed or never started
             guard.sweep(self._run_folder, self._shm_prefix)
@@ -184,6 +189,7 @@ class Server:
         triton = launch.find_triton(run_folder)
         models = run_folder / "models"
         launch.write_models(plan, models, self.settings)
+        self._requests = RequestLogReader(run_folder / launch.REQUEST_PIPE)
         secret = self.settings.admin_secret
         shut = secrets.token_hex(16) if secret is None else secret.get_secret_value()
         command = launch.command(triton, models, self._host, self._ports, self._shm_prefix, shut)

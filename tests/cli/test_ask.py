@@ -76,6 +76,8 @@ def test_options_reach_the_server(triton: FakeTriton) -> None:
         "ignore_eos",
         "n",
         "stop",
+        "cancel_key",
+        "lease_ms",
     }
 
 

@@ -66,9 +66,9 @@ def piece(
     return ModelStreamInferResponse(infer_response=response)
 
 
-def final_only() -> ModelStreamInferResponse:
+def final_only(request_id: str = "") -> ModelStreamInferResponse:
     """The empty response that ends a decoupled answer."""
-    response = ModelInferResponse(model_name="hermes_engine")
+    response = ModelInferResponse(model_name="hermes_engine", id=request_id)
     response.parameters["triton_final_response"].bool_param = True
     return ModelStreamInferResponse(infer_response=response)
 
@@ -99,11 +99,15 @@ def messages_of(request: ModelInferRequest) -> Any:
 
 @dataclass
 class FakeTriton:
-    """`script` answers each request; `requests`, `metadata` and `cancelled` say what the server saw."""
+    """`script` answers each request; `requests`, `metadata` and `cancelled` say what the server saw.
+
+    A hold (see docs/requests.md), which comes on a stream of its own, is only written down.
+    """
 
     script: Script = lambda _request, _context: iter((piece("Paris.", "stop", final=True),))
     loaded: tuple[str, ...] = ("hermes", "hermes_engine")
     requests: list[ModelInferRequest] = field(default_factory=list)
+    holds: list[ModelInferRequest] = field(default_factory=list)
     metadata: list[dict[str, str | bytes]] = field(default_factory=list)
     cancelled: threading.Event = field(default_factory=threading.Event)
 
@@ -150,6 +154,10 @@ class FakeTriton:
         context.add_callback(lambda: None if ended.is_set() else self.cancelled.set())
         self.metadata.append(dict(context.invocation_metadata()))
         for request in requests:
+            if [tensor.name for tensor in request.inputs] == ["hold"]:
+                self.holds.append(request)
+                yield final_only(request.id)
+                continue
             self.requests.append(request)
             yield from self.script(request, context)
         ended.set()

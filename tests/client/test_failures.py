@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
@@ -89,9 +90,24 @@ def test_tritons_bare_texts_carry_the_code_of_our_models(
     assert caught.value.code == code
 
 
-def test_the_client_asks_triton_for_real_status_codes(triton: FakeTriton, client: Client) -> None:
+def test_the_client_does_not_ask_triton_for_status_codes_of_which_it_dies(triton: FakeTriton, client: Client) -> None:
     client.ask("?")
-    assert triton.metadata[0]["triton_grpc_error"] == "true"
+    assert "triton_grpc_error" not in triton.metadata[0]
+
+
+def test_an_error_lets_the_server_end_the_stream(triton: FakeTriton, client: Client) -> None:
+    ended = threading.Event()
+
+    def script(_request: Any, _context: grpc.ServicerContext) -> Iterator[Any]:
+        yield ModelStreamInferResponse(error_message="INVALID_ARGUMENT: no")
+        time.sleep(0.1)
+        ended.set()
+
+    triton.script = script
+    with pytest.raises(sdk.InvalidRequest):
+        client.ask("?")
+    assert ended.is_set()
+    assert not triton.cancelled.is_set()
 
 
 def test_a_full_server_says_when_to_come_back(triton: FakeTriton, client: Client) -> None:

@@ -125,10 +125,9 @@ def test_a_model_that_is_not_served_is_told_apart(client: Client) -> None:  # no
     call = client._channel.stream_stream(method.path, method.serialize_request, method.parse_response)
     facts = CallFacts(client.url, "chat", "no_such_model", "id-2")
     request = chat_request(facts.model, facts.request_id, [Message("user", "?")], Sampling())
-    metadata = (("triton_grpc_error", "true"),)
     with (
         pytest.raises(ModelNotFound, match="no_such_model"),
-        Stream(lambda: call(iter((request,)), timeout=60, metadata=metadata), facts, 60) as stream,
+        Stream(lambda: call(iter((request,)), timeout=60), facts, 60) as stream,
     ):
         stream.result()
 

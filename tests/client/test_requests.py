@@ -42,7 +42,8 @@ def test_every_option_arrives_as_its_tensor(triton: FakeTriton, client: Client) 
     assert request.model_name == "hermes"
     assert [m["role"] for m in messages_of(request)] == ["system", "user", "assistant", "user"]
     sent = inputs_of(request)
-    del sent["messages"]
+    for other in ("messages", "cancel_key", "lease_ms"):
+        del sent[other]
     assert sent == {
         "max_tokens": ("INT32", [1], struct.pack("<i", 7)),
         "temperature": ("FP32", [1], struct.pack("<f", 0.5)),
@@ -51,6 +52,25 @@ def test_every_option_arrives_as_its_tensor(triton: FakeTriton, client: Client) 
         "seed": ("UINT64", [1], b"\xff" * 8),
         "stop": ("BYTES", [2], b"\x02\0\0\0\xc3\xa9\x03\0\0\0END"),
     }
+
+
+def test_a_request_through_the_ensemble_is_held_by_another_to_the_engine(triton: FakeTriton, client: Client) -> None:
+    for _ in range(2):
+        assert client.ask("?", door="ensemble", request_id="mine").text == "Paris."
+    keys = []
+    for request, hold in zip(triton.requests, triton.holds, strict=True):
+        sent = inputs_of(request)
+        assert sent["lease_ms"] == ("INT32", [1], struct.pack("<i", 5000))
+        assert sent["cancel_key"] == ("BYTES", [1], b"\x20\0\0\0" + sent["cancel_key"][2][4:])
+        assert inputs_of(hold) == {"hold": sent["cancel_key"]}
+        assert (hold.model_name, hold.id) == ("hermes_engine", "mine-hold")
+        keys.append(sent["cancel_key"][2])
+    assert keys[0] != keys[1]
+
+
+def test_the_direct_door_needs_no_hold(triton: FakeTriton, client: Client) -> None:
+    client.ask("?")
+    assert triton.holds == []
 
 
 def test_every_tensor_of_the_table_can_be_sent(triton: FakeTriton, client: Client) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hermes_deploy.protocol.tensors import INPUT_IDS, MESSAGES, PIECE, SAMPLING, Tensor
+from hermes_deploy.protocol.tensors import BY_KEY, INPUT_IDS, LEASE, MESSAGES, PIECE, SAMPLING, Tensor
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "requests.md"
 
@@ -19,7 +19,7 @@ def row(tensor: Tensor, *, star: bool = False) -> str:
 
 @pytest.mark.parametrize(
     "line",
-    [*(row(t) for t in (MESSAGES, INPUT_IDS, *SAMPLING)), *(row(t, star=t.optional) for t in PIECE)],
+    [*(row(t) for t in (MESSAGES, INPUT_IDS, *SAMPLING, *LEASE, *BY_KEY)), *(row(t, star=t.optional) for t in PIECE)],
     ids=lambda line: line.split("`")[1],
 )
 def test_a_tensor_stands_in_the_document_as_in_the_table(line: str) -> None:

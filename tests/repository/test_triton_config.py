@@ -9,7 +9,7 @@ from google.protobuf import text_format
 
 from hermes_deploy.errors import ArtifactError
 from hermes_deploy.protocol import model_config_pb2 as pb
-from hermes_deploy.protocol.tensors import ENGINE, ENSEMBLE, MODELS, POSTPROCESS, PREPROCESS, SAMPLING
+from hermes_deploy.protocol.tensors import ENGINE, ENSEMBLE, LEASE, MODELS, POSTPROCESS, PREPROCESS, SAMPLING
 from hermes_deploy.repository.assemble import write_models
 from hermes_deploy.repository.demo import demo_config
 from hermes_deploy.repository.triton_config import config_texts, model_configs, with_parameters
@@ -56,7 +56,7 @@ def test_the_ensemble_chains_the_three_models_and_hands_the_sampling_inputs_on()
     ensemble = model_configs(demo_config())[ENSEMBLE]
     steps = ensemble.ensemble_scheduling.step
     assert [step.model_name for step in steps] == [PREPROCESS, ENGINE, POSTPROCESS]
-    assert {tensor.name for tensor in SAMPLING} < set(steps[1].input_map)
+    assert {tensor.name for tensor in (*SAMPLING, *LEASE)} < set(steps[1].input_map)
     assert set(steps[2].output_map.values()) == {o.name for o in ensemble.output}
 
 

@@ -50,9 +50,10 @@ class Sender:
     def is_cancelled(self) -> bool:
         return self.cancelled
 
-    def send(self, response: InferenceResponse, flags: int) -> None:
+    def send(self, response: InferenceResponse | None = None, flags: int = 0) -> None:
         assert not self.done.is_set(), "nothing may follow the final response"
-        self.sent.append(response)
+        if response is not None:
+            self.sent.append(response)
         if flags == TRITONSERVER_RESPONSE_COMPLETE_FINAL:
             self.done.set()
 
@@ -61,6 +62,9 @@ class Request:
     def __init__(self, **inputs: npt.NDArray[Any]) -> None:
         self.inputs = inputs
         self.sender = Sender()
+
+    def request_id(self) -> str:
+        return "the-id"
 
     def get_response_sender(self) -> Sender:
         return self.sender

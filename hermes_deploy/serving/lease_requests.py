@@ -1,0 +1,60 @@
+"""What a Triton request says of keys: its own `cancel_key` and lease, or that it is a call about another's key."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hermes_deploy.errors import RequestError
+from hermes_deploy.protocol.tensors import BY_KEY, CANCEL_KEY, ENGINE, HOLD, LEASE_MS, MODELS, Tensor
+from hermes_deploy.serving.leases import Lease
+from hermes_deploy.serving.tensor_io import read_one, read_text
+
+SHORTEST_KEY, LONGEST_KEY = 16, 128
+"""Characters. 16 of a base64 alphabet hold 96 bits: nobody ends another's request by guessing."""
+LONGEST_LEASE_MS = 3_600_000
+
+
+@dataclass(frozen=True)
+class KeyCall:
+    """A call about the request of `key`."""
+
+    do: Literal["hold", "cancel"]
+    key: str
+
+
+def read_key_call(pb_utils: Any, request: Any) -> KeyCall | None:
+    """None for a request that wants an answer. Raises RequestError for one that wants both, or has no good key."""
+    keys = {tensor: read_text(pb_utils, request, tensor) for tensor in BY_KEY}
+    given = [tensor for tensor in BY_KEY if keys[tensor] is not None]
+    if not given:
+        return None
+    others = [t.name for t in MODELS[ENGINE].inputs if t is not given[0] and _is_given(pb_utils, request, t)]
+    if others:
+        raise RequestError(f"found {given[0].name} with {', '.join(others)}; it is sent alone")
+    return KeyCall("hold" if given[0] is HOLD else "cancel", _checked(given[0], keys[given[0]] or ""))
+
+
+def read_lease(pb_utils: Any, request: Any) -> Lease | None:
+    """None where the request has no key."""
+    key = read_text(pb_utils, request, CANCEL_KEY)
+    lease_ms = read_one(pb_utils, request, LEASE_MS)
+    if key is None:
+        if lease_ms is not None:
+            raise RequestError("found lease_ms without cancel_key; give the key by which the request will be held")
+        return None
+    if lease_ms is not None and not 1 <= lease_ms <= LONGEST_LEASE_MS:
+        raise RequestError(f"lease_ms is {lease_ms}; allowed is 1 to {LONGEST_LEASE_MS}")
+    return Lease(_checked(CANCEL_KEY, key), None if lease_ms is None else lease_ms / 1e3)
+
+
+def _checked(tensor: Tensor, key: str) -> str:
+    if not SHORTEST_KEY <= len(key) <= LONGEST_KEY:
+        raise RequestError(
+            f"{tensor.name} has {len(key)} characters; allowed are {SHORTEST_KEY} to {LONGEST_KEY}, chosen at random"
+        )
+    return key
+
+
+def _is_given(pb_utils: Any, request: Any, tensor: Tensor) -> bool:
+    return pb_utils.get_input_tensor_by_name(request, tensor.name) is not None

@@ -1,0 +1,81 @@
+"""Sends the pieces of one request's answers to its caller, and knows whether anything was sent.
+
+A failure before the first piece is an error of the request; after it, it travels in the piece and ends all n answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hermes_deploy.errors import RequestError
+from hermes_deploy.runtime.stream import TokenStream, take_any
+from hermes_deploy.serving.answer import Answer
+from hermes_deploy.serving.request_log import Story
+from hermes_deploy.serving.tensor_io import Piece, error_response, piece_response
+
+CANCEL_POLL = 0.05
+"""Seconds between looks at cancellation while no token comes."""
+
+
+class Reply:
+    """To the caller behind `sender`; `story` is told of every piece."""
+
+    def __init__(self, pb_utils: Any, sender: Any, story: Story) -> None:
+        self._triton = pb_utils
+        self._sender = sender
+        self._story = story
+        self._sent: Piece | None = None
+        self._ended = False
+
+    def send_pieces(self, streams: Sequence[TokenStream], answers: Sequence[Answer]) -> None:
+        """Until the last piece of the last answer. Raises RequestError for a failure before the first piece."""
+        open_answers = list(zip(streams, answers, strict=True))
+        while open_answers:
+            taken = take_any([stream for stream, _ in open_answers], CANCEL_POLL)
+            if self._sender.is_cancelled():
+                for stream, _ in open_answers:
+                    stream.cancel()
+            if taken is None:
+                continue
+            at, delta = taken
+            if delta.error is not None and self._sent is None:
+                raise delta.error
+            stream, answer = open_answers.pop(at)
+            piece = answer.piece(delta)
+            if piece.finish_reason:
+                stream.cancel("stop")  # a stop text that the loop does not know of
+            else:
+                # to the end: while this one has more, the others have their turn
+                open_answers.append((stream, answer))
+            if piece.finish_reason == "error":
+                open_answers.clear()
+            self._send(piece, final=not open_answers)
+
+    def fail(self, error: RequestError) -> None:
+        final = self._triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+        if self._sent is None:
+            self._sender.send(error_response(self._triton, error), flags=final)
+        elif not self._ended:
+            last = self._sent
+            self._send(
+                Piece(
+                    "",
+                    (),
+                    last.prompt_tokens,
+                    last.completion_tokens,
+                    finish_reason="error",
+                    error_code=error.code,
+                    error_message=str(error),
+                    index=last.index,
+                ),
+                final=True,
+            )
+
+    def _send(self, piece: Piece, *, final: bool) -> None:
+        flags = self._triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0
+        self._sender.send(piece_response(self._triton, piece), flags=flags)
+        self._sent, self._ended = piece, final
+        self._story.piece(
+            piece.index, piece.completion_tokens, piece.cached_tokens, piece.finish_reason, piece.error_code
+        )
