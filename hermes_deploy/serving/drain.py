@@ -19,7 +19,7 @@ RETRY_SECONDS = 5
 REFUSED = f"the server is draining and takes no new requests. Retry after {RETRY_SECONDS} s, or at another server."
 
 _POLL = 0.1
-_QUIET = 0.5
+_QUIET = 1.0
 """Seconds without a change in Triton's counters after which all is delivered."""
 _SETTLE_SECONDS = 8.0
 

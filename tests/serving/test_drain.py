@@ -56,14 +56,15 @@ def read_http(url: str, tokens: int, started: threading.Barrier) -> Ended:
     messages = json.dumps([{"role": "user", "content": "hello"}])
     body = json.dumps({"messages": messages, "max_tokens": tokens, "temperature": 0.0})
     request = urllib.request.Request(f"{url}/v2/models/{ENSEMBLE}/generate_stream", body.encode())
-    event: dict[str, Any] = {}
+    last = b""
     # a connection that is cut leaves the last piece that came
     with suppress(OSError, http.client.HTTPException), urllib.request.urlopen(request, timeout=60) as answer:
         for line in answer:
             if line.startswith(b"data: "):
-                if not event:
+                if not last:
                     started.wait(30)
-                event = json.loads(line.removeprefix(b"data: "))
+                last = line  # read later: a reader that is slow leaves its answer in Triton's buffers
+    event = json.loads(last.removeprefix(b"data: "))
     return Ended(event.get("error_message") or event["finish_reason"], event["completion_tokens"])
 
 
