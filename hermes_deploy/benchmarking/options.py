@@ -23,7 +23,7 @@ class Sizes:
 
     prefill: int = 512
     contexts: tuple[int, ...] = (128, 1024)
-    decoded: int = 64
+    decoded: int = 128
     history: int = 1000
     answer: int = 48
     full: bool = True
