@@ -27,13 +27,13 @@ def test_options_that_no_artifact_could_do_are_refused(values: dict[str, object]
 
 
 def test_all_that_an_artifact_allows_is_planned_and_the_rest_named() -> None:
-    plan = make_plan(Options(), max_slots=8, max_context=1100, turn_tokens=90)
+    plan = make_plan(Options(), max_slots=8, max_context=1164, turn_tokens=160)
     assert [(one.context, one.streams) for one in plan.decode] == [(128, 1), (128, 4), (128, 8), (1024, 1), (1024, 4)]
     assert plan.prefill
     assert not plan.turns
     assert "--max-slots 16" in plan.left_out["16 streams"]
-    assert "--max-context 1104" in plan.left_out["decode, 1,024 tokens, 8 streams"]
-    assert "1,100" in plan.left_out["second turn, 1,000 tokens"]
+    assert "--max-context 1168" in plan.left_out["decode, 1,024 tokens, 8 streams"]
+    assert "1,164" in plan.left_out["second turn, 1,000 tokens"]
 
 
 def test_nothing_left_to_measure_is_an_error_that_says_why() -> None:
