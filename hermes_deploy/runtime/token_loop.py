@@ -198,7 +198,7 @@ class TokenLoop:
         with self._changed:
             if self._dead is not None:
                 raise RequestError(f"the engine is dead: {self._dead}. Restart the server.", "UNAVAILABLE")
-            if self._closing or self._draining:
+            if self._closing or self._draining is not None:
                 raise RequestError(self._draining or "the server is shutting down", "UNAVAILABLE")
             running, waiting = len(self._scheduler.running), len(self._scheduler.waiting)
             if waiting + len(chats) > self._queue_limit + self._session.slots - running:
