@@ -144,3 +144,14 @@ class Collected:
     def report(self, facts: Mapping[str, Any]) -> Report:
         rows = tuple(Row(what, tuple(values)) for what, values in self.values.items())
         return Report(facts, rows, tuple(LeftOut(what, why) for what, why in self.left_out.items()))
+
+
+def markdown(report: Report) -> str:
+    """A row a measure, and what was left out below: for docs/benchmarks."""
+    lines = ["| measure | median | least | greatest | unit | must reach |", "|---|---|---|---|---|---|"]
+    for row in report.rows:
+        reached = {None: "", True: f"{row.limit}", False: f"**{row.limit}: NOT REACHED**"}[row.reached]
+        numbers = " | ".join(f"{value:,.4g}" for value in (row.median, min(row.values), max(row.values)))
+        lines.append(f"| {row.what} | {numbers} | {row.what.unit} | {reached} |")
+    reasons = [f"- left out: {each.what}: {each.why}" for each in report.left_out]
+    return "\n".join([*lines, "", *reasons])

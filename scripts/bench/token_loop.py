@@ -35,7 +35,7 @@ from hermes_deploy.benchmarking import (
     step_time,
 )
 from hermes_deploy.benchmarking.environment import machine_facts
-from hermes_deploy.benchmarking.report import Collected, LeftOut
+from hermes_deploy.benchmarking.report import Collected, LeftOut, markdown
 from hermes_deploy.benchmarking.run import FULL, MANY_AGAINST_ONE, SECOND_AGAINST_COLD
 from hermes_deploy.errors import HermesDeployError
 
@@ -74,7 +74,7 @@ def main() -> int:
             continue
         why = f"{folder} is not there; build it as the head of scripts/bench/token_loop.py says"
         report += Report({}, (), (LeftOut(name, why),))
-    print(f"{report.facts['machine']}\n{report.facts['versions']}\n\n{table(report)}")
+    print(f"{report.facts['machine']}\n{report.facts['versions']}\n\n{markdown(report)}")
     if options.json:
         document = json.dumps(report.document(), ensure_ascii=False, indent=2)
         options.json.write_text(document + "\n", encoding="utf-8")
@@ -199,16 +199,6 @@ def tell(progress: Progress) -> None:
 
 def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def table(report: Report) -> str:
-    lines = ["| measure | median | least | greatest | unit | must reach |", "|---|---|---|---|---|---|"]
-    for row in report.rows:
-        reached = {None: "", True: f"{row.limit}", False: f"**{row.limit}: NOT REACHED**"}[row.reached]
-        numbers = " | ".join(f"{value:,.4g}" for value in (row.median, min(row.values), max(row.values)))
-        lines.append(f"| {row.what} | {numbers} | {row.what.unit} | {reached} |")
-    reasons = [f"- left out: {each.what}: {each.why}" for each in report.left_out]
-    return "\n".join([*lines, "", *reasons])
 
 
 if __name__ == "__main__":
