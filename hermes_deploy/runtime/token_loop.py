@@ -166,6 +166,11 @@ class TokenLoop:
         with self._changed:
             self.metrics.rejections[REJECTIONS.get(error.code, "invalid")] += 1
 
+    def check_room(self) -> None:
+        """Raises what `submit` would for want of room, or of an engine: before work is put into reading a request."""
+        with self._changed:
+            self._check_room(1)
+
     def drain(self, why: str) -> None:
         """Refuses every later request with UNAVAILABLE and `why`; what was taken goes on."""
         self._draining = why
@@ -196,18 +201,7 @@ class TokenLoop:
             for one in asked
         ]
         with self._changed:
-            if self._dead is not None:
-                raise RequestError(f"the engine is dead: {self._dead}. Restart the server.", "UNAVAILABLE")
-            if self._closing or self._draining is not None:
-                raise RequestError(self._draining or "the server is shutting down", "UNAVAILABLE")
-            running, waiting = len(self._scheduler.running), len(self._scheduler.waiting)
-            if waiting + len(chats) > self._queue_limit + self._session.slots - running:
-                raise RequestError(
-                    f"{running} chats are running and {waiting} are waiting, "
-                    f"which is all that this server takes (slots: {self._session.slots}, "
-                    f"queue: {self._queue_limit}). Try again later.",
-                    "RESOURCE_EXHAUSTED",
-                )
+            self._check_room(len(chats))
             for chat in chats:
                 one = chat.asked
                 self._chats[chat.key] = chat
@@ -217,6 +211,20 @@ class TokenLoop:
             self._gauge()
             self._changed.notify()
         return [chat.stream for chat in chats]
+
+    def _check_room(self, more: int) -> None:
+        if self._dead is not None:
+            raise RequestError(f"the engine is dead: {self._dead}. Restart the server.", "UNAVAILABLE")
+        if self._closing or self._draining is not None:
+            raise RequestError(self._draining or "the server is shutting down", "UNAVAILABLE")
+        running, waiting = len(self._scheduler.running), len(self._scheduler.waiting)
+        if waiting + more > self._queue_limit + self._session.slots - running:
+            raise RequestError(
+                f"{running} chats are running and {waiting} are waiting, "
+                f"which is all that this server takes (slots: {self._session.slots}, "
+                f"queue: {self._queue_limit}). Try again later.",
+                "RESOURCE_EXHAUSTED",
+            )
 
     def _run(self) -> None:
         try:

@@ -152,6 +152,7 @@ class EngineModel:
 
     def _read(self, request: Any) -> tuple[Asked, list[Answer]]:
         with self._refusals_counted():
+            self._loop.check_room()
             asked = read_request(
                 self._triton, request, self._tokenizer, self._config.sampling, self._stop_ids, self._slots
             )

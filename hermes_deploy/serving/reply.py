@@ -15,7 +15,9 @@ from hermes_deploy.serving.request_log import Story
 from hermes_deploy.serving.tensor_io import Piece, error_response, piece_response
 
 CANCEL_POLL = 0.05
-"""Seconds between looks at cancellation while no token comes."""
+"""Seconds between looks at cancellation while no token comes. Each is a message to tritonserver and back."""
+QUEUE_POLL = 0.5
+"""The same while none of the answers has a slot: what is let go then costs nobody a step, and many may be waiting."""
 
 
 class Reply:
@@ -32,7 +34,8 @@ class Reply:
         """Until the last piece of the last answer. Raises RequestError for a failure before the first piece."""
         open_answers = list(zip(streams, answers, strict=True))
         while open_answers:
-            taken = take_any([stream for stream, _ in open_answers], CANCEL_POLL)
+            waiting = all(stream.admitted is None for stream in streams)
+            taken = take_any([stream for stream, _ in open_answers], QUEUE_POLL if waiting else CANCEL_POLL)
             if self._sender.is_cancelled():
                 for stream, _ in open_answers:
                     stream.cancel()
