@@ -20,17 +20,19 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NoReturn
 
-from hermes_deploy.errors import ServeError, UsageError
+from hermes_deploy.errors import ArtifactError, ServeError, UsageError
 from hermes_deploy.protocol.tensors import ENGINE, ENSEMBLE, MODELS
 from hermes_deploy.serving import guard, launch, preflight
+from hermes_deploy.serving.loaded_files import FilesLook, LoadedFiles, changes
 from hermes_deploy.serving.ports import claim_ports, resolve_host
 from hermes_deploy.serving.probe import generates, says_ready
 from hermes_deploy.serving.request_log import RequestLogReader
-from hermes_deploy.serving.server_log import last_words
+from hermes_deploy.serving.server_log import last_words, open_tail
 from hermes_deploy.serving.settings import Settings, settings_of
 
 _EXIT_SECONDS = 10.0
@@ -68,6 +70,7 @@ class Server:
         self._requests: RequestLogReader | None = None
         self._shm_prefix = f"hermes-{os.getpid()}-{secrets.token_hex(4)}-"
         self._output: IO[bytes] | None = None
+        self._files: LoadedFiles | None = None
         self._started = False
 
     @property
@@ -104,6 +107,8 @@ class Server:
         )
         for warning in plan.warnings:
             _LOG.warning("%s", warning)
+        if self.settings.log_content:
+            _LOG.warning("log_content is on: prompts and answers are written into this log, whatever they hold")
         self._host = resolve_host(self._host)
         self._ports = claim_ports(self._host, self._ports)
         try:
@@ -118,8 +123,16 @@ class Server:
     def _start_once(self, plan: preflight.Plan) -> None:
         self._run_folder = _make_run_folder()
         try:
-            self._launch(plan, self._run_folder)
+            try:
+                self._launch(plan, self._run_folder)
+            except OSError as error:
+                where = error.filename or self._run_folder
+                raise ServeError(
+                    f"{where} cannot be used: {error.strerror}. What a server needs while it runs is made in "
+                    f"{self._run_folder.parent}: free some space there, or set TMPDIR to another folder"
+                ) from None
             self._await_ready()
+            self._files = _loaded_files(plan)
         except BaseException:
             self.stop()
             raise
@@ -146,6 +159,11 @@ class Server:
         if self._guard is None or self._guard.poll() is not None:
             raise ServeError(self._obituary("the server ended"))
 
+    def look_at_files(self) -> FilesLook:
+        """Whether what it loaded from the artifact is still what was verified."""
+        assert self._files is not None, "start() comes first"
+        return self._files.look()
+
     def stop(self, *, at_once: bool = False) -> None:
         """Stops the server and waits until nothing of it is left. May be called again.
 
@@ -165,6 +183,9 @@ class Server:
                 self._guard.wait()
             # the guard did this, unless it was killed
             guard.kill_session(self._guard.pid, self._shm_prefix)
+        if self._files is not None:
+            self._files.close()
+            self._files = None
         if self._requests is not None:
             self._requests.close()
             self._requests = None
@@ -189,19 +210,18 @@ class Server:
         triton = launch.find_triton(run_folder)
         models = run_folder / "models"
         launch.write_models(plan, models, self.settings)
-        self._requests = RequestLogReader(run_folder / launch.REQUEST_PIPE)
+        self._requests = RequestLogReader(run_folder / launch.REQUEST_PIPE, content=self.settings.log_content)
         secret = self.settings.admin_secret
         shut = secrets.token_hex(16) if secret is None else secret.get_secret_value()
         command = launch.command(triton, models, self._host, self._ports, self._shm_prefix, shut)
+        log = self._check_log()
         read_end, self._lifeline = os.pipe()
         guard_arguments = [str(read_end), str(run_folder), self._shm_prefix, str(_EXIT_SECONDS)]
+        guard_arguments += [log, str(self.settings.log_bytes)]
         try:
             if self._output is not None:
                 self._output.close()
-            # without a name it leaves nothing behind, and outlives the run folder that the guard removes
-            log, mode = self.settings.log, "a+b" if self._started else "w+b"
-            self._output = tempfile.TemporaryFile() if log is None else log.open(mode)  # noqa: SIM115
-            self._started = True
+            self._output = open_tail()
             self._guard = subprocess.Popen(
                 # -I -S: neither this environment nor site-packages; the guard is plain Python
                 [sys.executable, "-I", "-S", guard.__file__, *guard_arguments, "--", *command],
@@ -212,10 +232,27 @@ class Server:
                 pass_fds=[read_end],
                 start_new_session=True,
             )
-        except OSError as error:
-            raise ServeError(f"{error.filename or triton.binary} cannot be used: {error.strerror}") from None
         finally:
             os.close(read_end)
+
+    def _check_log(self) -> str:
+        """Its real path, "" for none. Raises ServeError when it cannot be written at the first start: later, a full
+        disk does not stop the server, and the guard counts what is lost."""
+        log = self.settings.log
+        if log is None:
+            return ""
+        path = os.path.realpath(log)
+        if not self._started:
+            try:
+                with open(path, "ab", buffering=0) as stream:
+                    stream.write(f"serve: {datetime.now(UTC).isoformat(timespec='seconds')}: starting\n".encode())
+            except OSError as error:
+                raise ServeError(
+                    f"the log {log} cannot be written: {error.strerror}. Free some space, name another file with --log, "
+                    "or leave --log out"
+                ) from None
+        self._started = True
+        return path
 
     def _await_ready(self) -> None:
         assert self._guard is not None and self._lifeline is not None
@@ -251,6 +288,20 @@ class Server:
             what += f" (exit status {status})"
         told = last_words(self._output) if self._output is not None else ""
         return f"{what}. Its log says:\n{told}" if told else f"{what}, and its log is empty"
+
+
+def _loaded_files(plan: preflight.Plan) -> LoadedFiles:
+    """Raises ArtifactError when the files changed after they were hashed: what was loaded may be something else."""
+    told = changes(plan.artifact, plan.before)
+    if not told:
+        with contextlib.suppress(FileNotFoundError):
+            return LoadedFiles(plan.artifact, plan.before, plan.engine_files)
+        told = ["a file of the engine was removed"]
+    shown = "".join(f"\n  {line}" for line in told[:5])
+    raise ArtifactError(
+        f"{plan.artifact} was changed while it was being verified and loaded, so it is not served:{shown}\n"
+        "Serve it again when nothing writes into it; to replace an artifact, put the new one into a folder of its own."
+    )
 
 
 def _make_run_folder() -> Path:

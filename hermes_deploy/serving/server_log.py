@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 from typing import IO
@@ -13,6 +14,13 @@ _OTHERS = re.compile(r"^guard: |^hermes_engine: |^Traceback|^  File |^\w*Error\b
 _TRACE = re.compile(r"(?:\\n)+At:.*")
 # errors that Triton 2.51 logs where there is no GPU, and where a client closes a finished stream
 _NOISE = ("CudaDriverHelper", "unable to create stream", "HandleCancellation")
+
+
+def open_tail() -> IO[bytes]:
+    """A file in memory, without a name, for the end of a server's log: it needs no disk and is written by appending."""
+    tail = os.memfd_create("hermes-log")
+    fcntl.fcntl(tail, fcntl.F_SETFL, os.O_APPEND)
+    return os.fdopen(tail, "w+b", buffering=0)
 
 
 def last_words(log: IO[bytes]) -> str:
