@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import stat
 import time
+from pathlib import Path
 
 TAIL_BYTES = 1 << 18
 """That the memory keeps at least; at most twice as much."""
@@ -94,7 +95,7 @@ class BoundedLog:
         now = os.fstat(self._file)
         if stat.S_ISREG(now.st_mode) and now.st_size and now.st_size + more > self._half:
             try:
-                os.replace(self._path, f"{self._path}.1")
+                Path(self._path).replace(f"{self._path}.1")
             except OSError:  # the folder may not be written: the bound holds all the same
                 os.ftruncate(self._file, 0)
                 return self._file

@@ -4,9 +4,9 @@ ONNX Runtime maps the weights: bytes that are written into the file come into th
 kills the process. Nothing short of a copy in memory prevents that, so it is seen instead. What is at a path is known by
 its inode, size and times, which no write leaves as they were; bytes are read again only where one of those changed.
 
-    before = identities(artifact)      before the files are hashed
-    changes(artifact, before)          after the engine has loaded them: was that what was hashed?
-    LoadedFiles(artifact, ...).look()  while it runs
+    before = identities(artifact)       before the files are hashed
+    hold_loaded(artifact, before, ...)  after the engine has loaded them: was that what was hashed?
+    LoadedFiles.look()                  while it runs
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from hermes_deploy.errors import ArtifactError
 from hermes_deploy.repository.manifest import FileEntry, hash_stream
 
 
@@ -145,12 +146,24 @@ class LoadedFiles:
         self._told = told
         return (
             f"{self._artifact} is not what was verified: {_some(told)}. The running server goes on with what it has "
-            "loaded, which is unchanged; a new start verifies again. To serve another artifact, put it into a folder of "
-            "its own"
+            "loaded, which is unchanged; a new start verifies again. Another artifact belongs into a folder of its own"
         )
 
     def _list(self) -> str:
         return _some(self._damaged)
+
+
+def hold_loaded(artifact: Path, before: Mapping[str, Identity], mapped: Mapping[str, FileEntry]) -> LoadedFiles:
+    """After they were loaded. Raises ArtifactError when they changed since `before`: it may be something else."""
+    told = changes(artifact, before)
+    if not told:
+        with suppress(FileNotFoundError):
+            return LoadedFiles(artifact, before, mapped)
+        told = ["a file of the engine was removed"]
+    raise ArtifactError(
+        f"{artifact} was changed while it was being verified and loaded, so it is not served: {_some(told)}. "
+        "Serve it again when nothing writes into it; another artifact belongs into a folder of its own."
+    )
 
 
 def _some(told: Iterable[str]) -> str:

@@ -27,6 +27,7 @@ REQUESTS = logging.getLogger("hermes_deploy.requests")
 
 _LONGEST_NAME = 128
 _FINISHED, _REFUSED, _CONTENT = "request finished", "request refused", "request content"
+_WHO = ("request_id", "door", "client")
 _PART, _END = "part", "end"
 _PART_CHARACTERS = 1900
 """Of ASCII, of which a backslash or a quote is two in the line: it stays under PIPE_BUF."""
@@ -130,7 +131,7 @@ class Story:
             },
         )
         if self.wants_content:
-            who = {name: self._facts[name] for name in ("request_id", "door", "client") if name in self._facts}
+            who: dict[str, Any] = {name: self._facts[name] for name in _WHO if name in self._facts}
             answers = ["".join(self._texts[index]) for index in sorted(self._texts)]
             self._log.write(_CONTENT, {**who, "prompt": self._prompt, "answers": answers})
 

@@ -20,19 +20,18 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NoReturn
 
-from hermes_deploy.errors import ArtifactError, ServeError, UsageError
+from hermes_deploy.errors import ServeError, UsageError
 from hermes_deploy.protocol.tensors import ENGINE, ENSEMBLE, MODELS
 from hermes_deploy.serving import guard, launch, preflight
-from hermes_deploy.serving.loaded_files import FilesLook, LoadedFiles, changes
+from hermes_deploy.serving.loaded_files import FilesLook, LoadedFiles, hold_loaded
 from hermes_deploy.serving.ports import claim_ports, resolve_host
 from hermes_deploy.serving.probe import generates, says_ready
 from hermes_deploy.serving.request_log import RequestLogReader
-from hermes_deploy.serving.server_log import last_words, open_tail
+from hermes_deploy.serving.server_log import begin_log, last_words, open_tail
 from hermes_deploy.serving.settings import Settings, settings_of
 
 _EXIT_SECONDS = 10.0
@@ -132,7 +131,7 @@ class Server:
                     f"{self._run_folder.parent}: free some space there, or set TMPDIR to another folder"
                 ) from None
             self._await_ready()
-            self._files = _loaded_files(plan)
+            self._files = hold_loaded(plan.artifact, plan.before, plan.engine_files)
         except BaseException:
             self.stop()
             raise
@@ -214,7 +213,10 @@ class Server:
         secret = self.settings.admin_secret
         shut = secrets.token_hex(16) if secret is None else secret.get_secret_value()
         command = launch.command(triton, models, self._host, self._ports, self._shm_prefix, shut)
-        log = self._check_log()
+        log = "" if self.settings.log is None else os.path.realpath(self.settings.log)
+        if log and not self._started:  # later a full disk does not stop the server: the guard counts what is lost
+            begin_log(log)
+        self._started = True
         read_end, self._lifeline = os.pipe()
         guard_arguments = [str(read_end), str(run_folder), self._shm_prefix, str(_EXIT_SECONDS)]
         guard_arguments += [log, str(self.settings.log_bytes)]
@@ -234,25 +236,6 @@ class Server:
             )
         finally:
             os.close(read_end)
-
-    def _check_log(self) -> str:
-        """Its real path, "" for none. Raises ServeError when it cannot be written at the first start: later, a full
-        disk does not stop the server, and the guard counts what is lost."""
-        log = self.settings.log
-        if log is None:
-            return ""
-        path = os.path.realpath(log)
-        if not self._started:
-            try:
-                with open(path, "ab", buffering=0) as stream:
-                    stream.write(f"serve: {datetime.now(UTC).isoformat(timespec='seconds')}: starting\n".encode())
-            except OSError as error:
-                raise ServeError(
-                    f"the log {log} cannot be written: {error.strerror}. Free some space, name another file with --log, "
-                    "or leave --log out"
-                ) from None
-        self._started = True
-        return path
 
     def _await_ready(self) -> None:
         assert self._guard is not None and self._lifeline is not None
@@ -288,20 +271,6 @@ class Server:
             what += f" (exit status {status})"
         told = last_words(self._output) if self._output is not None else ""
         return f"{what}. Its log says:\n{told}" if told else f"{what}, and its log is empty"
-
-
-def _loaded_files(plan: preflight.Plan) -> LoadedFiles:
-    """Raises ArtifactError when the files changed after they were hashed: what was loaded may be something else."""
-    told = changes(plan.artifact, plan.before)
-    if not told:
-        with contextlib.suppress(FileNotFoundError):
-            return LoadedFiles(plan.artifact, plan.before, plan.engine_files)
-        told = ["a file of the engine was removed"]
-    shown = "".join(f"\n  {line}" for line in told[:5])
-    raise ArtifactError(
-        f"{plan.artifact} was changed while it was being verified and loaded, so it is not served:{shown}\n"
-        "Serve it again when nothing writes into it; to replace an artifact, put the new one into a folder of its own."
-    )
 
 
 def _make_run_folder() -> Path:

@@ -126,6 +126,7 @@ class _Supervisor:
         self._health.seen(look.problem or files.problem, look.engine)
         if files.news is not None:
             _LOG.error("%s", files.news)
+            self._health.artifact_changed(files.news)
         if files.fatal:
             raise _Failed(files.problem or "")
         if look.fatal:
