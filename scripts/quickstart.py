@@ -93,7 +93,9 @@ def obtain(artifact: Path, console: Console) -> dict[str, float]:
             )
         another = version_differences(artifact)
         if another:
-            console.print(f"{artifact} is of another version of hermes-deploy ({another[0]}); building it again")
+            console.print(
+                f"{artifact} is of another version of hermes-deploy ({another[0]}); building it again", soft_wrap=True
+            )
             return rebuild(artifact)
         console.print(f"using {artifact}, built {manifest.created}")
         return {"verify what was built": time.perf_counter() - began}
