@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -25,6 +26,7 @@ from hermes_deploy.errors import ArtifactError, HermesDeployError
 from hermes_deploy.pipeline import BuildRequest, build_artifact
 from hermes_deploy.recipes import load_recipe
 from hermes_deploy.repository.manifest import read_manifest, verify_files
+from hermes_deploy.repository.version import version_differences
 from hermes_deploy.serving import Server
 
 DOORS = {"chat": "direct door (hermes_engine)", "ensemble": "ensemble (hermes)"}
@@ -89,8 +91,34 @@ def obtain(artifact: Path, console: Console) -> dict[str, float]:
             raise ArtifactError(
                 f"{artifact} cannot be used again: {why}. Remove it and run this again: rm -r {artifact}"
             )
+        another = version_differences(artifact)
+        if another:
+            console.print(
+                f"{artifact} is of another version of hermes-deploy ({another[0]}); building it again", soft_wrap=True
+            )
+            return rebuild(artifact)
         console.print(f"using {artifact}, built {manifest.created}")
         return {"verify what was built": time.perf_counter() - began}
+    return build(artifact)
+
+
+def rebuild(artifact: Path) -> dict[str, float]:
+    """In its place; the old one stays where it was when that fails."""
+    old = artifact.with_name(f"{artifact.name}.old")
+    if old.exists():
+        raise ArtifactError(f"{old} is in the way. Remove it and run this again: rm -r {old}")
+    artifact.rename(old)
+    try:
+        times = build(artifact)
+    except BaseException:
+        old.rename(artifact)
+        raise
+    shutil.rmtree(old)
+    return times
+
+
+def build(artifact: Path) -> dict[str, float]:
+    """Seconds by stage."""
     # an eighth of what a build compares by default: enough to show, and quick
     asked = BuildRequest(model="smollm2", output=artifact, recipe="int4-awq", gate_positions=1400)
     with Progress() as progress:

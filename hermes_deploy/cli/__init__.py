@@ -97,5 +97,6 @@ def _fail(arguments: list[str], kind: str, message: str, code: int) -> int:
         document = json.dumps({"error": {"kind": kind, "message": message, "exit_code": code}}, ensure_ascii=False)
         with contextlib.suppress(OSError):  # where it cannot be written is what the message says
             print(document, flush=True)
-    print(f"error: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # the exit code is still there to say it
+        print(f"error: {message}", file=sys.stderr)
     return code

@@ -23,12 +23,14 @@ def validate(
     """Checks every file against the manifest, and whether this machine can serve the artifact.
 
     Exit code 0: all as built, and it would run here. 6: a file differs (each is named), the required
-    signature is not there or another's, or nothing in the artifact runs on this machine.
+    signature is not there or another's, another version of hermes-deploy built it, or nothing in the
+    artifact runs on this machine.
     """
     from hermes_deploy.errors import ArtifactError
     from hermes_deploy.machine import serveable
     from hermes_deploy.repository.manifest import read_manifest, verify_files
     from hermes_deploy.repository.signature import is_signed, verify_signature
+    from hermes_deploy.repository.version import refuse_another_version, version_differences
 
     manifest = read_manifest(artifact)
     if require_signature is not None:
@@ -38,7 +40,9 @@ def validate(
         signature = "there, not checked (--require-signature KEY checks it)" if is_signed(artifact) else "none"
     problems = verify_files(artifact, manifest)
     verdicts = {entry.name: serveable(entry.name) for entry in manifest.targets}
+    another: list[str] = []
     if not problems:
+        another = version_differences(artifact)
         verdicts |= _engine_verdicts(artifact, manifest)
     runs_here = [name for name, reason in verdicts.items() if not reason]
     if as_json:
@@ -51,12 +55,13 @@ def validate(
                     "degraded": manifest.degraded,
                     "problems": problems,
                     "targets": {name: reason or "runs here" for name, reason in verdicts.items()},
-                    "valid": not problems and bool(runs_here),
+                    "another_version": another,
+                    "valid": not problems and not another and bool(runs_here),
                 },
                 ensure_ascii=False,
             )
         )
-        if problems or not runs_here:
+        if problems or another or not runs_here:
             raise typer.Exit(ArtifactError.exit_code)
         return
     if problems:
@@ -65,6 +70,7 @@ def validate(
             + "\n  ".join(problems)
             + "\nCopy it again from where it was built, or build it again."
         )
+    refuse_another_version(artifact, manifest)
     print(f"{len(manifest.files)} files are as the manifest says\n  signature: {signature}")
     if manifest.degraded is not None:
         print(f"  DEGRADED: its gate failed and it was shipped all the same: {manifest.degraded}")

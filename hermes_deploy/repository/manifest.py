@@ -14,7 +14,7 @@ import json
 import os
 import unicodedata
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import IO, Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
@@ -179,12 +179,17 @@ class Manifest(_Frozen):
 
 def hash_file(path: Path) -> FileEntry:
     """sha256 and size of one file, read in 1 MiB pieces."""
+    with path.open("rb") as stream:
+        return hash_stream(stream)
+
+
+def hash_stream(stream: IO[bytes]) -> FileEntry:
+    """The same, of what is still to be read in `stream`."""
     digest = hashlib.sha256()
     size = 0
-    with path.open("rb") as stream:
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
-            size += len(piece)
+    while piece := stream.read(1 << 20):
+        digest.update(piece)
+        size += len(piece)
     return FileEntry(sha256=digest.hexdigest(), size=size)
 
 

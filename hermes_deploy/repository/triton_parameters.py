@@ -11,6 +11,8 @@ STRETCH = "stretch"
 CONTROL = "control"
 """Path of the control socket."""
 REQUEST_LOG = "request_log"
-"""Path of the pipe for lines about requests; the first step of the ensemble has it too.
+"""Path of the pipe for lines about requests; the first step of the ensemble has it too."""
+LOG_CONTENT = "log_content"
+"""There when prompts and answers are to be logged.
 
-The last five are written when the artifact is served, not when it is built."""
+The last six are written when the artifact is served, not when it is built."""

@@ -24,7 +24,7 @@ from hermes_deploy.chat import ChatTokenizer
 from hermes_deploy.errors import RequestError
 from hermes_deploy.protocol.tensors import MESSAGES
 from hermes_deploy.repository.engine_config import EngineConfig, read_engine_config
-from hermes_deploy.repository.triton_parameters import MAX_CONTEXT, MAX_SLOTS, REQUEST_LOG, TARGET
+from hermes_deploy.repository.triton_parameters import LOG_CONTENT, MAX_CONTEXT, MAX_SLOTS, REQUEST_LOG, TARGET
 from hermes_deploy.runtime.stream import TokenStream
 from hermes_deploy.runtime.token_loop import TokenLoop
 from hermes_deploy.serving.answer import Answer
@@ -82,7 +82,7 @@ class EngineModel:
         # loading leaves holes in the heap: 21 MB beside a model of 135M
         ctypes.CDLL(None).malloc_trim(0)
         loop = TokenLoop(session, on_death=end_process, **loop_settings(parameters))
-        log = RequestLog(parameters.get(REQUEST_LOG))
+        log = RequestLog(parameters.get(REQUEST_LOG), content=LOG_CONTENT in parameters)
         model = cls(pb_utils, config, tokenizer, loop, slots=slots, log=log)
         model._control = open_control(parameters, loop)
         return model
@@ -132,6 +132,8 @@ class EngineModel:
                 first = asked.generations[0]
                 story.asked(first.client, len(first.prompt))
                 streams += self._loop.submit_all(asked.generations)
+                if story.wants_content:
+                    story.prompt(self._tokenizer.decode(first.prompt.tolist()))
                 if let_go():  # before there were streams to cancel
                     _cancel(streams)
                 reply.send_pieces(streams, answers)

@@ -2,7 +2,7 @@
 
 Run as a script in a session of its own; standard library only, it starts in milliseconds:
 
-    guard.py LIFELINE_FD RUN_FOLDER SHM_PREFIX EXIT_SECONDS -- tritonserver ...
+    guard.py LIFELINE_FD RUN_FOLDER SHM_PREFIX EXIT_SECONDS LOG LOG_BYTES -- tritonserver ...
 
 LIFELINE_FD is the read end of a pipe whose write end serve holds. End of file there (serve stopped
 or was killed) or SIGTERM stops the server: SIGTERM, after EXIT_SECONDS SIGKILL. A byte on it says
@@ -10,32 +10,38 @@ that the server is ready, and its value how many model processes it has: from th
 one, after which Triton stays "ready" and its callers hang, ends the server too, and so does one that
 is stopped (SIGSTOP) for longer than STOPPED_SECONDS, be it the server or a model. A zero byte kills the
 server at once: it is past repair. Whatever is left of the session is killed, the run folder and shared
-memory removed. Exit status: the server's, 128 + signal, or MODEL_DIED.
+memory removed. What the server and its models say goes through a pipe to bounded_log.py: into LOG ("" = none)
+and into stdout, a memory file that serve reads. Exit status: the server's, 128 + signal, or MODEL_DIED.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import runpy
 import select
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 MODEL_DIED = 70
 STOPPED_SECONDS = 2.0
 _STUB = b"triton_python_backend_stub"
 _PR_SET_PDEATHSIG = 1
 _POLL_SECONDS = 0.25
+_LAST_WORDS_SECONDS = 5.0
 
 
-def main(arguments: list[str]) -> int:
-    lifeline, run_folder, shm_prefix, exit_seconds, separator, *command = arguments
+def main(arguments: list[str], bounded_log: Any) -> int:
+    """`bounded_log`: the type of that name."""
+    lifeline, run_folder, shm_prefix, exit_seconds, log, log_bytes, separator, *command = arguments
     assert separator == "--", "see the docstring"
     stopping = False
 
@@ -46,18 +52,31 @@ def main(arguments: list[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, stop)
     libc = ctypes.CDLL(None)
+    said, saying = os.pipe()
+
+    def say(line: str) -> None:
+        os.write(saying, f"guard: {line}\n".encode())
+
     server = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
+        stdout=saying,
+        stderr=saying,
         # should this process be killed itself; it has one thread, so fork is safe
         preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
     )
+    writer = bounded_log(sys.stdout.fileno(), log or None, int(log_bytes))
+    follower = threading.Thread(target=writer.follow, args=(said,), daemon=True)
+    follower.start()
     try:
-        died = _watch(server, int(lifeline), lambda: stopping)
-        status = _end(server, float(exit_seconds))
+        died = _watch(server, int(lifeline), lambda: stopping, say)
+        status = _end(server, float(exit_seconds), say)
     finally:
         kill_session(os.getpid())
         sweep(Path(run_folder), shm_prefix)
+        # nobody else is left who could write: its last words, up to the end
+        os.close(saying)
+        follower.join(_LAST_WORDS_SECONDS)
     if died:
         return MODEL_DIED
     return 128 - status if status < 0 else status
@@ -81,7 +100,9 @@ def sweep(run_folder: Path, shm_prefix: str) -> None:
         segment.unlink(missing_ok=True)
 
 
-def _watch(server: subprocess.Popen[bytes], lifeline: int, stopping: Callable[[], bool]) -> bool:
+def _watch(
+    server: subprocess.Popen[bytes], lifeline: int, stopping: Callable[[], bool], say: Callable[[str], None]
+) -> bool:
     """Returns when the server ended or has to; True when a model process died."""
     expected = 0
     models: set[int] = set()
@@ -99,7 +120,7 @@ def _watch(server: subprocess.Popen[bytes], lifeline: int, stopping: Callable[[]
             models = {pid for pid in _group(os.getpid()) if _STUB in _read(pid, "cmdline")}
         alive = sum(_alive(pid) for pid in models)
         if alive < expected:
-            print(f"guard: {expected - alive} of {expected} model processes died; Triton does not restart them.")
+            say(f"{expected - alive} of {expected} model processes died; Triton does not restart them.")
             server.kill()
             return True
         stopped = [pid for pid in (server.pid, *models) if _fields(pid)[:1] == ["T"]]
@@ -107,20 +128,20 @@ def _watch(server: subprocess.Popen[bytes], lifeline: int, stopping: Callable[[]
             running = time.monotonic()
         elif expected and time.monotonic() - running > STOPPED_SECONDS:
             who = "tritonserver" if server.pid in stopped else f"{len(stopped)} of {expected} model processes"
-            print(f"guard: {who} was stopped by a signal (SIGSTOP) and stayed so for {STOPPED_SECONDS:g} s.")
+            say(f"{who} was stopped by a signal (SIGSTOP) and stayed so for {STOPPED_SECONDS:g} s.")
             server.kill()
             return True
     return False
 
 
-def _end(server: subprocess.Popen[bytes], seconds: float) -> int:
+def _end(server: subprocess.Popen[bytes], seconds: float, say: Callable[[str], None]) -> int:
     """Stops the server; its return code."""
     if server.poll() is None:
         server.terminate()
         try:
             return server.wait(seconds)
         except subprocess.TimeoutExpired:
-            print(f"guard: tritonserver did not stop within {seconds:g} s; killing it", flush=True)
+            say(f"tritonserver did not stop within {seconds:g} s; killing it")
             server.kill()
     return server.wait()
 
@@ -164,4 +185,6 @@ def _kill(pid: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    # by its path: the package itself is not on this process's
+    beside = runpy.run_path(str(Path(__file__).with_name("bounded_log.py")))
+    sys.exit(main(sys.argv[1:], beside["BoundedLog"]))

@@ -43,11 +43,12 @@ class Health:
         self._engine: Progress | None = None
         self._restarts = 0
         self._last_failure: str | None = None
+        self._artifact: str | None = None
 
     def enter(self, phase: Phase) -> None:
         """A phase begins, and with it what was seen before is forgotten."""
         with self._changed:
-            self._phase, self._problem, self._engine = phase, None, None
+            self._phase, self._problem, self._engine, self._artifact = phase, None, None, None
             self._since = self._beat = self._clock()
             self._changed.notify_all()
 
@@ -57,6 +58,11 @@ class Health:
             self._beat = self._clock()
             self._problem, self._engine = problem, engine
             self._changed.notify_all()
+
+    def artifact_changed(self, news: str) -> None:
+        """The artifact is not what is running any more; that runs on, and somebody should know."""
+        with self._changed:
+            self._artifact = news
 
     def failed(self, why: str) -> None:
         """The server has to be started again. `why`: its first line is the reason, the rest its last words."""
@@ -104,6 +110,7 @@ class Health:
                 "uptime_seconds": round(now - self._began, 1),
                 "restarts": self._restarts,
                 "last_failure": self._last_failure,
+                "artifact_changed": self._artifact,
                 "engine": asdict(self._engine) if self._engine is not None else None,
             }
 

@@ -24,6 +24,7 @@ from hermes_deploy.repository.triton_config import CONFIG, with_parameters
 from hermes_deploy.repository.triton_parameters import (
     CONTROL,
     ENGINE_TIMEOUT,
+    LOG_CONTENT,
     MAX_CONTEXT,
     MAX_SLOTS,
     QUEUE_LIMIT,
@@ -100,6 +101,8 @@ def write_models(plan: Plan, folder: Path, settings: Settings) -> None:
                 STRETCH: str(settings.stretch),
                 CONTROL: str(folder.parent / CONTROL_SOCKET),
             }
+            if settings.log_content:
+                chosen[LOG_CONTENT] = "true"
             text = with_parameters(text, **chosen)
         (place / CONFIG).write_text(text, encoding="utf-8")
 

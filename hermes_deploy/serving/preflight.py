@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from hermes_deploy.errors import ArtifactError, ServeError, UsageError
 from hermes_deploy.machine import serveable
-from hermes_deploy.repository.manifest import SIGNATURE, Manifest, read_manifest, verify_files
+from hermes_deploy.repository.manifest import (
+    SIGNATURE,
+    FileEntry,
+    Manifest,
+    TargetEntry,
+    read_manifest,
+    verify_files,
+)
 from hermes_deploy.repository.signature import is_signed, verify_signature
+from hermes_deploy.repository.version import refuse_another_version
+from hermes_deploy.serving.loaded_files import Identity, identities
 
 _SHOWN = 5
 
@@ -18,7 +27,8 @@ _SHOWN = 5
 class Plan:
     """What will be served: which engine, and within which limits (tokens, chats).
 
-    `warnings`: what whoever starts it has to know of this artifact, at every start.
+    `warnings`: what whoever starts it has to know of this artifact, at every start. `before`: the artifact's files as
+    they were when they were about to be hashed; `engine_files`: those of the chosen target, by their path in it.
     """
 
     artifact: Path
@@ -26,6 +36,8 @@ class Plan:
     target: str
     max_context: int
     max_slots: int
+    before: Mapping[str, Identity]
+    engine_files: Mapping[str, FileEntry]
     warnings: tuple[str, ...] = ()
 
 
@@ -42,17 +54,22 @@ def check(
     manifest = read_manifest(artifact)
     if require_signature is not None:
         verify_signature(artifact, require_signature)
+    before = identities(artifact)
     problems = verify_files(artifact, manifest)
     if problems:
         shown = "".join(f"\n  {problem}" for problem in problems[:_SHOWN])
         more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise ArtifactError(f"{artifact} is not as it was built, so it is not served:{shown}{more}\nBuild it again.")
+    refuse_another_version(artifact, manifest)
+    target = _choose_target(manifest)
     return Plan(
         artifact=artifact,
         model=manifest.model.name,
-        target=_choose_target(manifest),
+        target=target.name,
         max_context=_lowered("max-context", max_context, manifest.max_context, least=16),
         max_slots=_lowered("max-slots", max_slots, manifest.max_slots, least=1),
+        before=before,
+        engine_files={name: manifest.files[name] for name in target.engine_files},
         warnings=tuple(_warnings(artifact, manifest, signature_checked=require_signature is not None)),
     )
 
@@ -80,10 +97,10 @@ def _lowered(flag: str, asked: int | None, built: int, *, least: int) -> int:
     return asked
 
 
-def _choose_target(manifest: Manifest) -> str:
+def _choose_target(manifest: Manifest) -> TargetEntry:
     reasons = {target.name: serveable(target.name) for target in manifest.targets}
-    for name, reason in reasons.items():
-        if not reason:
-            return name
+    for target in manifest.targets:
+        if not reasons[target.name]:
+            return target
     listed = "".join(f"\n  {name}: {reason}" for name, reason in reasons.items())
     raise ServeError(f"this machine can serve none of the targets of this artifact:{listed}")

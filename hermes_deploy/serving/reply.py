@@ -82,3 +82,5 @@ class Reply:
         self._story.piece(
             piece.index, piece.completion_tokens, piece.cached_tokens, piece.finish_reason, piece.error_code
         )
+        if self._story.wants_content:
+            self._story.text(piece.index, piece.text)

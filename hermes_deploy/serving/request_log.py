@@ -1,34 +1,50 @@
 """One line about each request that ended or was refused, from the models' processes to `serve`, which logs it.
 
-A line holds who and how much (request id, door, client, counts of tokens, how it ended, times), and by construction
-nothing that was asked or answered: a `Story` takes numbers and names, and of an error its code alone, because an
-error's words may quote the request. The id and the client's name are the caller's own words; they are cut short.
+A line holds who and how much (request id, door, client, counts of tokens, how it ended, times), and nothing that was
+asked or answered: of an error its code alone, because an error's words may quote the request. The id and the client's
+name are the caller's own words; they are cut short. Only where `log_content` is set does a request have a second line,
+"request content", with its prompt and its answers.
 
-The way is a pipe in the run folder, JSON lines under PIPE_BUF bytes, so that several processes can write. Nobody waits
-for it: what does not fit is counted, and the next line says so (`lost`). Standard library only.
+The way is a pipe in the run folder, JSON lines under PIPE_BUF bytes, so that several processes can write; a longer one
+goes in parts. Nobody waits for it: what does not fit is counted, and the next line says so (`lost`). Standard library
+only.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 REQUESTS = logging.getLogger("hermes_deploy.requests")
 
 _LONGEST_NAME = 128
-_FINISHED, _REFUSED, _END = "request finished", "request refused", "end"
+_FINISHED, _REFUSED, _CONTENT = "request finished", "request refused", "request content"
+_WHO = ("request_id", "door", "client")
+_PART, _END = "part", "end"
+_PART_CHARACTERS = 1900
+"""Of ASCII, of which a backslash or a quote is two in the line: it stays under PIPE_BUF."""
+_CONTENT_PIPE = 1 << 20
+"""Bytes that a pipe may hold without privileges."""
+_MOST_PARTS = 1 << 12
 
 
 class RequestLog:
-    """The models' end. `pipe`: None where another server than ours runs: then nothing is written."""
+    """The models' end. `pipe`: None where another server than ours runs: then nothing is written.
 
-    def __init__(self, pipe: str | None) -> None:
+    `content`: whether prompts and answers are written as well.
+    """
+
+    def __init__(self, pipe: str | None, *, content: bool = False) -> None:
+        self.content = content
+        self._written = 0
         # it is open on the other side before a model is loaded
         self._pipe = None if pipe is None else os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
         self._lost = 0
@@ -43,8 +59,10 @@ class RequestLog:
             return
         with self._lock:
             line = json.dumps({"what": what, **facts, **({"lost": self._lost} if self._lost else {})})
+            self._written += 1
             try:
-                os.write(self._pipe, line.encode() + b"\n")
+                for piece in _pieces(line, f"{os.getpid()}-{self._written}"):
+                    os.write(self._pipe, piece)
                 self._lost = 0
             except OSError:  # full, or serve has gone: no answer waits for a log
                 self._lost += 1
@@ -64,6 +82,20 @@ class Story:
         self._facts: dict[str, Any] = {"request_id": request_id[:_LONGEST_NAME], "door": door}
         self._completion: dict[int, int] = {}
         self._finish: dict[int, str] = {}
+        self._prompt = ""
+        self._texts: dict[int, list[str]] = {}
+
+    @property
+    def wants_content(self) -> bool:
+        return self._log.content
+
+    def prompt(self, text: str) -> None:
+        """What the model was given; for those who want content."""
+        self._prompt = text
+
+    def text(self, index: int, released: str) -> None:
+        """A piece of text of answer `index` that was sent; for those who want content."""
+        self._texts.setdefault(index, []).append(released)
 
     def asked(self, client: str, prompt_tokens: int) -> None:
         if client:
@@ -98,6 +130,10 @@ class Story:
                 "total_s": self._since(time.monotonic()),
             },
         )
+        if self.wants_content:
+            who: dict[str, Any] = {name: self._facts[name] for name in _WHO if name in self._facts}
+            answers = ["".join(self._texts[index]) for index in sorted(self._texts)]
+            self._log.write(_CONTENT, {**who, "prompt": self._prompt, "answers": answers})
 
     def _since(self, *moments: float | None) -> float | None:
         """Seconds from the arrival to the earliest of those that are known."""
@@ -105,13 +141,54 @@ class Story:
         return round(min(known) - self._arrived, 4) if known else None
 
 
-class RequestLogReader:
-    """serve's end: makes the pipe `path` and logs what comes through it, at level info, until `close`."""
+def _pieces(line: str, key: str) -> Iterator[bytes]:
+    """`line`, which is ASCII, in as many lines as a pipe takes whole."""
+    if len(line) < 2 * _PART_CHARACTERS:
+        yield line.encode() + b"\n"
+        return
+    for start in range(0, len(line), _PART_CHARACTERS):
+        more = start + _PART_CHARACTERS < len(line)
+        part = {"what": _PART, "key": key, "at": start, "data": line[start : start + _PART_CHARACTERS], "more": more}
+        yield json.dumps(part).encode() + b"\n"
 
-    def __init__(self, path: Path) -> None:
+
+class _Parts:
+    """Puts lines that came in parts together again. One of which a part was lost never comes."""
+
+    def __init__(self) -> None:
+        self._begun: dict[str, list[str]] = {}
+
+    def add(self, part: dict[str, Any]) -> bytes | None:
+        """The whole line, with its last part."""
+        writer = part["key"].partition("-")[0]
+        if part["at"] == 0:
+            # a writer's parts follow each other: what it had begun before is lost
+            for key in [key for key in self._begun if key.partition("-")[0] == writer]:
+                del self._begun[key]
+            self._begun[part["key"]] = []
+        parts = self._begun.get(part["key"])
+        if parts is None or sum(map(len, parts)) != part["at"] or len(parts) >= _MOST_PARTS:
+            self._begun.pop(part["key"], None)
+            return None
+        parts.append(part["data"])
+        if part["more"]:
+            return None
+        return "".join(self._begun.pop(part["key"])).encode()
+
+
+class RequestLogReader:
+    """serve's end: makes the pipe `path` and logs what comes through it, at level info, until `close`.
+
+    `content`: lines may be long; the pipe is made as large as it can be.
+    """
+
+    def __init__(self, path: Path, *, content: bool = False) -> None:
         os.mkfifo(path, 0o600)
         # for writing too: it does not end when a model goes, and `close` can write the last line
         self._pipe = os.open(path, os.O_RDWR)
+        if content:
+            with suppress(OSError):  # more lines may be lost then, and are counted
+                fcntl.fcntl(self._pipe, fcntl.F_SETPIPE_SZ, _CONTENT_PIPE)
         self._thread = threading.Thread(target=self._run, name="request-log", daemon=True)
         self._thread.start()
 
@@ -121,10 +198,16 @@ class RequestLogReader:
         self._thread.join()
 
     def _run(self) -> None:
+        parts = _Parts()
         with os.fdopen(self._pipe, "rb") as lines:
             for line in lines:
                 try:
                     facts = json.loads(line)
+                    if facts["what"] == _PART:
+                        whole = parts.add(facts)
+                        if whole is None:
+                            continue
+                        facts = json.loads(whole)
                     what = facts.pop("what")
                 except (ValueError, TypeError, AttributeError, KeyError):
                     REQUESTS.warning("a line of %d bytes about a request cannot be read", len(line))

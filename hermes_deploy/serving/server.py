@@ -27,10 +27,11 @@ from typing import IO, Any, NoReturn
 from hermes_deploy.errors import ServeError, UsageError
 from hermes_deploy.protocol.tensors import ENGINE, ENSEMBLE, MODELS
 from hermes_deploy.serving import guard, launch, preflight
+from hermes_deploy.serving.loaded_files import FilesLook, LoadedFiles, hold_loaded
 from hermes_deploy.serving.ports import claim_ports, resolve_host
 from hermes_deploy.serving.probe import generates, says_ready
 from hermes_deploy.serving.request_log import RequestLogReader
-from hermes_deploy.serving.server_log import last_words
+from hermes_deploy.serving.server_log import begin_log, last_words, open_tail
 from hermes_deploy.serving.settings import Settings, settings_of
 
 _EXIT_SECONDS = 10.0
@@ -68,6 +69,7 @@ class Server:
         self._requests: RequestLogReader | None = None
         self._shm_prefix = f"hermes-{os.getpid()}-{secrets.token_hex(4)}-"
         self._output: IO[bytes] | None = None
+        self._files: LoadedFiles | None = None
         self._started = False
 
     @property
@@ -104,6 +106,8 @@ class Server:
         )
         for warning in plan.warnings:
             _LOG.warning("%s", warning)
+        if self.settings.log_content:
+            _LOG.warning("log_content is on: prompts and answers are written into this log, whatever they hold")
         self._host = resolve_host(self._host)
         self._ports = claim_ports(self._host, self._ports)
         try:
@@ -118,8 +122,16 @@ class Server:
     def _start_once(self, plan: preflight.Plan) -> None:
         self._run_folder = _make_run_folder()
         try:
-            self._launch(plan, self._run_folder)
+            try:
+                self._launch(plan, self._run_folder)
+            except OSError as error:
+                where = error.filename or self._run_folder
+                raise ServeError(
+                    f"{where} cannot be used: {error.strerror}. What a server needs while it runs is made in "
+                    f"{self._run_folder.parent}: free some space there, or set TMPDIR to another folder"
+                ) from None
             self._await_ready()
+            self._files = hold_loaded(plan.artifact, plan.before, plan.engine_files)
         except BaseException:
             self.stop()
             raise
@@ -146,6 +158,11 @@ class Server:
         if self._guard is None or self._guard.poll() is not None:
             raise ServeError(self._obituary("the server ended"))
 
+    def look_at_files(self) -> FilesLook:
+        """Whether what it loaded from the artifact is still what was verified."""
+        assert self._files is not None, "start() comes first"
+        return self._files.look()
+
     def stop(self, *, at_once: bool = False) -> None:
         """Stops the server and waits until nothing of it is left. May be called again.
 
@@ -165,6 +182,9 @@ class Server:
                 self._guard.wait()
             # the guard did this, unless it was killed
             guard.kill_session(self._guard.pid, self._shm_prefix)
+        if self._files is not None:
+            self._files.close()
+            self._files = None
         if self._requests is not None:
             self._requests.close()
             self._requests = None
@@ -189,19 +209,21 @@ class Server:
         triton = launch.find_triton(run_folder)
         models = run_folder / "models"
         launch.write_models(plan, models, self.settings)
-        self._requests = RequestLogReader(run_folder / launch.REQUEST_PIPE)
+        self._requests = RequestLogReader(run_folder / launch.REQUEST_PIPE, content=self.settings.log_content)
         secret = self.settings.admin_secret
         shut = secrets.token_hex(16) if secret is None else secret.get_secret_value()
         command = launch.command(triton, models, self._host, self._ports, self._shm_prefix, shut)
+        log = "" if self.settings.log is None else os.path.realpath(self.settings.log)
+        if log and not self._started:  # later a full disk does not stop the server: the guard counts what is lost
+            begin_log(log)
+        self._started = True
         read_end, self._lifeline = os.pipe()
         guard_arguments = [str(read_end), str(run_folder), self._shm_prefix, str(_EXIT_SECONDS)]
+        guard_arguments += [log, str(self.settings.log_bytes)]
         try:
             if self._output is not None:
                 self._output.close()
-            # without a name it leaves nothing behind, and outlives the run folder that the guard removes
-            log, mode = self.settings.log, "a+b" if self._started else "w+b"
-            self._output = tempfile.TemporaryFile() if log is None else log.open(mode)  # noqa: SIM115
-            self._started = True
+            self._output = open_tail()
             self._guard = subprocess.Popen(
                 # -I -S: neither this environment nor site-packages; the guard is plain Python
                 [sys.executable, "-I", "-S", guard.__file__, *guard_arguments, "--", *command],
@@ -212,8 +234,6 @@ class Server:
                 pass_fds=[read_end],
                 start_new_session=True,
             )
-        except OSError as error:
-            raise ServeError(f"{error.filename or triton.binary} cannot be used: {error.strerror}") from None
         finally:
             os.close(read_end)
 

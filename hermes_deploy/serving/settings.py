@@ -73,9 +73,19 @@ class Settings(BaseModel):
         description="value of the header hermes-admin that opens Triton's admin endpoints; null = they stay shut",
     )
     log: Path | None = Field(default=None, description="file for Triton's own log; null = shown only when it fails")
+    log_bytes: int = Field(
+        default=64 << 20,
+        ge=1 << 16,
+        le=1 << 40,
+        description="that log and the older one beside it, log.1, take together at most",
+    )
     log_format: Literal["text", "json"] = Field(default="text", description="of serve's own messages")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="of serve's own messages"
+    )
+
+    log_content: bool = Field(
+        default=False, description="serve's own log holds what is asked and answered; for debugging, not for production"
     )
 
     @model_validator(mode="after")

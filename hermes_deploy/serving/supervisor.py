@@ -122,8 +122,13 @@ class _Supervisor:
             self._server.check()
         except ServeError as error:
             raise _Failed(str(error)) from None
-        look = watch.look()
-        self._health.seen(look.problem, look.engine)
+        look, files = watch.look(), self._server.look_at_files()
+        self._health.seen(look.problem or files.problem, look.engine)
+        if files.news is not None:
+            _LOG.error("%s", files.news)
+            self._health.artifact_changed(files.news)
+        if files.fatal:
+            raise _Failed(files.problem or "")
         if look.fatal:
             raise _Failed(self._server.last_words(look.problem or "the server failed"))
 

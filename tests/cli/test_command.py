@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from hermes_deploy.recipes import recipe_names
+from hermes_deploy.repository.assemble import write_models
 from hermes_deploy.repository.demo import demo_config
+from hermes_deploy.repository.engine_config import write_engine_config
 from hermes_deploy.targets import TARGETS
 from tests.serving.artifact import seal
 
@@ -49,6 +51,8 @@ def test_an_unknown_verb_is_answered_with_the_valid_ones() -> None:
 
 
 def test_a_full_output_is_one_message(tmp_path: Path) -> None:
+    write_models(tmp_path, demo_config())
+    write_engine_config(tmp_path / "hermes_engine/1", demo_config())
     seal(tmp_path, demo_config())
     for verb in ("validate", "doctor"):
         command = [sys.executable, "-m", "hermes_deploy.cli", verb, *([str(tmp_path)] if verb == "validate" else [])]

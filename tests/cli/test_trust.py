@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from hermes_deploy.engines.sidecar import EngineSidecar, LayerSummary, PlanEntry, write_sidecar
+from hermes_deploy.repository.assemble import write_models
 from hermes_deploy.repository.demo import demo_config
-from hermes_deploy.repository.engine_config import EngineTarget
+from hermes_deploy.repository.engine_config import EngineTarget, write_engine_config
 from hermes_deploy.repository.signature import sign_artifact
 from tests.cli.test_command import run
 from tests.fixtures.keys import write_keys
@@ -27,6 +28,8 @@ def artifact(tmp_path: Path) -> Path:
     (folder / "hermes_engine/1/cpu").mkdir(parents=True)
     for name in ("model.onnx", "model.onnx.data"):
         (folder / "hermes_engine/1/cpu" / name).write_text("weights")
+    write_models(folder, demo_config())
+    write_engine_config(folder / "hermes_engine/1", demo_config())
     seal(folder, demo_config())
     return folder
 

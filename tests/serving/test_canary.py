@@ -138,3 +138,20 @@ def test_every_refusal_is_a_line_with_its_code(seen: Seen) -> None:
     refused = [line for line in seen.lines if line["message"] == "request refused"]
     assert {line["code"] for line in refused} >= {"INVALID_ARGUMENT", "OUT_OF_RANGE"}
     assert {line["door"] for line in refused} == {"chat", "ids"}
+
+
+def test_where_content_is_asked_for_it_is_there_for_both_doors_and_the_start_says_so(artifact: Path) -> None:
+    answers = {}
+    with serving(artifact, log_format="json", log_content=True) as served:
+        with Client(served.grpc) as client:
+            for door in DOORS:
+                answers[door] = client.ask(CANARY, max_tokens=30, request_id=door, door=door).text
+        served.process.terminate()
+        status, told = served.end()
+        assert status == 0, told
+    lines = [json.loads(line) for line in told.splitlines()]
+    assert any(line["level"] == "warning" and "log_content is on" in line["message"] for line in lines)
+    for door in DOORS:
+        (content,) = [line for line in lines if line["message"] == "request content" and line["request_id"] == door]
+        assert CANARY in content["prompt"]
+        assert content["answers"] == [answers[door]]

@@ -93,6 +93,34 @@ def test_no_name_of_a_caller_can_break_a_line_or_fill_the_log(tmp_path: Path, wr
     assert len(line) < 2000
 
 
+def test_content_is_a_line_of_its_own_however_long_and_only_where_it_is_wanted(
+    tmp_path: Path, written: Written
+) -> None:
+    prompt = 'é"\\\n' * 20_000
+    for content in (False, True):
+        pipe = tmp_path / f"requests-{content}"
+        reader = RequestLogReader(pipe, content=content)
+        story = RequestLog(str(pipe), content=content).story("abc", "ids", arrived=0.0)
+        story.asked("alice", prompt_tokens=1)
+        if story.wants_content:
+            story.prompt(prompt)
+            for index, text in ((0, "one "), (1, "zwei "), (0, "two")):
+                story.text(index, text)
+        story.finished([1.0], [1.0])
+        reader.close()
+    plain, finished, content_line = written.json
+    assert plain["message"] == finished["message"] == "request finished"
+    assert content_line["message"] == "request content"
+    assert {name: content_line[name] for name in ("request_id", "door", "client", "prompt", "answers")} == {
+        "request_id": "abc",
+        "door": "ids",
+        "client": "alice",
+        "prompt": prompt,
+        "answers": ["one two", "zwei "],
+    }
+    assert "\n" not in written.text[2]
+
+
 def test_nobody_waits_for_a_log_that_is_not_read_and_the_loss_is_told(tmp_path: Path, written: Written) -> None:
     pipe = tmp_path / "requests"
     os.mkfifo(pipe)
