@@ -24,7 +24,7 @@ COPY --from=install /opt/hermes-deploy /opt/hermes-deploy
 ENV PATH=/opt/hermes-deploy/bin:${PATH} TMPDIR=/tmp HOME=/tmp PYTHONDONTWRITEBYTECODE=1
 # numbers, so that Kubernetes can see that it is not root
 USER 1000:1000
-EXPOSE 8000 8001 8002 8003
+EXPOSE 8000 8001 8002 8003 8004
 # serve itself is the first process: it owns the health port and hears SIGTERM
 ENTRYPOINT ["/opt/hermes-deploy/bin/hermes-deploy"]
 CMD ["serve", "/artifact", "--host", "0.0.0.0"]

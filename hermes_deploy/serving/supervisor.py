@@ -31,7 +31,7 @@ from hermes_deploy.serving.watch import INTERVAL, Limits, Watch
 
 _LOG = logging.getLogger(__name__)
 
-_LONGEST_PAUSE = 30.0
+LONGEST_PAUSE = 30.0
 _DYING_SECONDS = 0.5
 """That the engine has to tell its callers in-band that it died, before the server goes."""
 _ENDING_SECONDS = 5.0
@@ -158,7 +158,7 @@ class _Supervisor:
         count = len(self._failures)
         if count > settings.restarts:
             self._give_up(count, why)
-        return min(settings.restart_backoff * 2.0 ** (count - 1), _LONGEST_PAUSE)
+        return min(settings.restart_backoff * 2.0 ** (count - 1), LONGEST_PAUSE)
 
     def _give_up(self, count: int, why: str) -> NoReturn:
         many = f"failed {count} times within {self._settings.restart_window:g} s" if count > 1 else "failed"
