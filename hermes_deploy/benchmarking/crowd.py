@@ -18,8 +18,10 @@ from hermes_deploy.benchmarking.prompts import Prompt
 from hermes_deploy.chat import ChatTokenizer
 from hermes_deploy.client import Client, ClientError, Door, Overloaded, Piece
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.25, 4.0
-"""Seconds after a refusal: a random share of a pause that doubles with each that follows."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0
+"""Seconds after a refusal, doubling with each that follows, a random quarter less: as the openai package does it."""
+
+TICK = 5.0
 
 
 @dataclass
@@ -122,7 +124,7 @@ class Answers:
 
 
 def crowd(answers: Answers, clients: int, prompts: int, seconds: float, tick: Callable[[float], None]) -> Crowd:
-    """`clients` callers for `seconds`, over `prompts` prompts in turn. `tick` is called about every second with the
+    """`clients` callers for `seconds`, over `prompts` prompts in turn. `tick` is called every `TICK` seconds with the
     seconds since the start. Answers that run at the end are read to their end, and judged, but not counted."""
     stop = threading.Event()
     turn = itertools.count()
@@ -133,7 +135,7 @@ def crowd(answers: Answers, clients: int, prompts: int, seconds: float, tick: Ca
             if answers.one(next(turn) % prompts):
                 pause = FIRST_PAUSE
             else:
-                stop.wait(pause * dice.uniform(0.5, 1))
+                stop.wait(pause * dice.uniform(0.75, 1))
                 pause = min(2 * pause, LONGEST_PAUSE)
 
     threads = [threading.Thread(target=caller, args=(seed,), name="caller", daemon=True) for seed in range(clients)]
@@ -142,7 +144,7 @@ def crowd(answers: Answers, clients: int, prompts: int, seconds: float, tick: Ca
         thread.start()
     while (since := time.monotonic() - began) < seconds:
         tick(since)
-        time.sleep(min(1.0, seconds - since))
+        time.sleep(min(TICK, seconds - since))
     tokens, took = answers.tokens, time.monotonic() - began
     stop.set()
     for thread in threads:
