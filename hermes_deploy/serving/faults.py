@@ -9,10 +9,14 @@ from hermes_deploy.errors import RequestError
 
 
 def told_to_caller(error: Exception) -> RequestError:
-    """What the caller gets for `error`; a fault of our own is reported in the log as well."""
+    """What the caller gets for `error`; a fault of our own is reported in the log as well. `error` forgets its frames:
+    whoever keeps it would keep the request with them, and with it Triton's shared memory, until Python looks for cycles.
+    """
+    if not isinstance(error, RequestError):
+        report(error)
+    error.__traceback__ = None
     if isinstance(error, RequestError):
         return error
-    report(error)
     return RequestError(f"{type(error).__name__}: {error}. This is a fault of the server; see its log.", "INTERNAL")
 
 

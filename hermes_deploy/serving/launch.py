@@ -89,10 +89,10 @@ def write_models(plan: Plan, folder: Path, settings: Settings) -> None:
             (version / entry.name).symlink_to(entry)
         text = (plan.artifact / name / CONFIG).read_text(encoding="utf-8")
         if name in (ENGINE, PREPROCESS):
-            text = with_parameters(text, **{REQUEST_LOG: str(folder.parent / REQUEST_PIPE)})
+            pipe = str(folder.parent / REQUEST_PIPE)
+            text = with_parameters(text, **{REQUEST_LOG: pipe, MAX_CONTEXT: str(plan.max_context)})
         if name == ENGINE:
             chosen = {
-                MAX_CONTEXT: str(plan.max_context),
                 MAX_SLOTS: str(plan.max_slots),
                 TARGET: plan.target,
                 QUEUE_LIMIT: str(settings.queue_limit),
