@@ -50,7 +50,7 @@ class Room:
 
 
 def parse_messages(data: bytes, room: Room | None = None) -> list[dict[str, str]]:
-    """`data`: UTF-8 JSON array of messages. Raises RequestError; its code is OUT_OF_RANGE for what `room` cannot hold."""
+    """`data`: UTF-8 JSON array of messages. Raises RequestError; OUT_OF_RANGE for what `room` cannot hold."""
     if len(data) > MAX_BYTES:
         raise RequestError(f"messages has {len(data)} bytes; at most {MAX_BYTES} are taken")
     if room is not None and len(data) > room.json_bytes:

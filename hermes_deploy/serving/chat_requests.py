@@ -51,7 +51,10 @@ def read_request(
     slots: int,
     room: Room,
 ) -> Asked:
-    """`stop_ids`: the model's own; `room`: the context's. Raises RequestError for anything that is not as the tensor table says."""
+    """`stop_ids`: the model's own; `room`: the context's.
+
+    Raises RequestError for anything that is not as the tensor table says.
+    """
     given = _Given(pb_utils, request)
     timeout_ms = given.one("timeout_ms", None)
     if timeout_ms is not None and timeout_ms < 1:

@@ -9,8 +9,10 @@ from hermes_deploy.errors import RequestError
 
 
 def told_to_caller(error: Exception) -> RequestError:
-    """What the caller gets for `error`; a fault of our own is reported in the log as well. `error` forgets its frames:
-    whoever keeps it would keep the request with them, and with it Triton's shared memory, until Python looks for cycles.
+    """What the caller gets for `error`; a fault of our own is reported in the log as well.
+
+    `error` forgets its frames: one of them holds it, and the request with Triton's shared memory, in a cycle that
+    would stay until Python looks for cycles.
     """
     if not isinstance(error, RequestError):
         report(error)

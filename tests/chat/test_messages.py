@@ -69,7 +69,7 @@ def test_the_callers_messages_are_not_kept() -> None:
 
 def test_what_no_tokenizer_could_fit_is_refused_before_it_is_parsed() -> None:
     room = Room(max_context=10, longest_token=4)
-    with pytest.raises(RequestError, match=r"has 70000 bytes; .* 10 tokens, which hold at most \d+ bytes of JSON") as found:
+    with pytest.raises(RequestError, match=r"has 70000 bytes; .* 10 tokens, .* \d+ bytes of JSON") as found:
         parse_messages(b"{" * 70_000, room)
     assert found.value.code == "OUT_OF_RANGE"
 
@@ -78,6 +78,6 @@ def test_nor_is_it_tokenized() -> None:
     room = Room(max_context=10, longest_token=4)
     escaped = json.dumps([{"role": "user", "content": "é" * 20}]).encode()
     assert parse_messages(escaped, room)[0]["content"] == "é" * 20
-    with pytest.raises(RequestError, match="42 bytes of content; .* at most 40 bytes of text") as found:
+    with pytest.raises(RequestError, match=r"42 bytes of content; .* at most 40 bytes of text") as found:
         parse_messages(wire([{"role": "user", "content": "é" * 21}]), room)
     assert found.value.code == "OUT_OF_RANGE"
