@@ -94,8 +94,8 @@ class Doorman:
             await caller.close(self._bounds.reading_seconds)
         except Refused as refused:
             await caller.refuse(refused)
-        except (OSError, TimeoutError):
-            pass  # gone, or as good as gone: its own affair
+        except (OSError, TimeoutError, asyncio.CancelledError):
+            pass  # gone, or as good as gone: its own affair; or all is closed
         finally:
             del self._callers[caller]
             writer.transport.abort()
