@@ -19,6 +19,8 @@ from hermes_deploy.errors import ServeError
 from hermes_deploy.serving.http_requests import Refused, Request, RequestReader
 
 _READ = 64 << 10
+_BACKLOG = 1024
+"""Connections that may come at once; those that the system drops try again only after seconds."""
 _LINGER = 2.0
 """Seconds."""
 _FLUSHES = 20
@@ -51,7 +53,7 @@ class Doorman:
         self._callers: dict[_Caller, None] = {}
         """In the order in which they came."""
         try:
-            listening = socket.create_server((host, port), backlog=1024)
+            listening = socket.create_server((host, port), backlog=_BACKLOG)
         except OSError as error:
             raise ServeError(f"cannot listen on {host}:{port}: {error.strerror}") from None
         self._loop = asyncio.new_event_loop()
@@ -74,7 +76,7 @@ class Doorman:
             runner.run(self._listen(listening))
 
     async def _listen(self, listening: socket.socket) -> None:
-        server = await asyncio.start_server(self._meet, sock=listening, limit=_READ)
+        server = await asyncio.start_server(self._meet, sock=listening, limit=_READ, backlog=_BACKLOG)
         await self._closed.wait()
         server.close()
         for _ in range(_FLUSHES):
