@@ -4,13 +4,14 @@ Imports only the standard library, `tokenizers` and `jinja2`: it runs inside Tri
 """
 
 from hermes_deploy.chat.detokenizer import Detokenizer
-from hermes_deploy.chat.messages import check_messages, parse_messages
+from hermes_deploy.chat.messages import Room, check_messages, parse_messages
 from hermes_deploy.chat.stop_text import StopText
 from hermes_deploy.chat.tokenizer import ChatTokenizer, read_folder, write_folder
 
 __all__ = [
     "ChatTokenizer",
     "Detokenizer",
+    "Room",
     "StopText",
     "check_messages",
     "parse_messages",

@@ -1,4 +1,7 @@
-"""The JSON of a chat on the wire -> checked messages. Bounded in size and count; no engine, no template.
+"""The JSON of a chat on the wire -> checked messages. No engine, no template.
+
+Size, count and nesting are bounded before anything is parsed, and what no tokenizer could fit into the context is
+refused before anything is tokenized.
 
 A message is {"role": "system" | "user" | "assistant", "content": text}; null content, as OpenAI
 clients send it, is empty text. Anything else is a RequestError that says where it is.
@@ -8,8 +11,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from hermes_deploy.chat.json_shape import Shape, check_shape
 from hermes_deploy.errors import RequestError
 
 ROLES = ("system", "user", "assistant")
@@ -18,23 +23,62 @@ MAX_MESSAGES = 1024
 MAX_CHARACTERS = 2 << 20
 
 
-def parse_messages(data: bytes) -> list[dict[str, str]]:
-    """`data`: UTF-8 JSON array of messages. Raises RequestError."""
+_SHAPE = Shape(strings=8 * MAX_MESSAGES, containers=4 * MAX_MESSAGES, depth=16)
+"""More than a chat needs, so that what is wrong in a small one is told in its own words."""
+_LONGEST_ESCAPE = 6
+"""Bytes of JSON that one byte of text takes at most: \\u0041."""
+_BYTES_A_MESSAGE = 64
+"""Of JSON, beside the content."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """What `max_context` tokens can hold when none is longer than `longest_token` bytes."""
+
+    max_context: int
+    longest_token: int
+
+    @property
+    def text_bytes(self) -> int:
+        """Bytes of UTF-8: more never fit."""
+        return self.max_context * self.longest_token
+
+    @property
+    def json_bytes(self) -> int:
+        """Bytes of `messages`, had every letter been escaped."""
+        return _LONGEST_ESCAPE * self.text_bytes + _BYTES_A_MESSAGE * MAX_MESSAGES
+
+
+def parse_messages(data: bytes, room: Room | None = None) -> list[dict[str, str]]:
+    """`data`: UTF-8 JSON array of messages. Raises RequestError; OUT_OF_RANGE for what `room` cannot hold."""
     if len(data) > MAX_BYTES:
         raise RequestError(f"messages has {len(data)} bytes; at most {MAX_BYTES} are taken")
+    if room is not None and len(data) > room.json_bytes:
+        raise _does_not_fit(f"messages has {len(data)} bytes", f"{room.json_bytes} bytes of JSON", room)
+    # nothing of a size is made of it before this
+    check_shape(data, _SHAPE, "messages")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise RequestError(f"messages is not UTF-8 text: byte {error.start} is 0x{data[error.start]:02x}") from None
     try:
         value = json.loads(text, object_pairs_hook=_no_duplicates)
-    except RecursionError:
-        raise RequestError("messages is nested too deeply; expected an array of flat objects") from None
     except ValueError as error:
         raise RequestError(f"messages is not valid JSON: {error}") from None
     if not isinstance(value, list):
         raise RequestError(f"messages is a JSON {type(value).__name__}; expected an array of messages")
-    return check_messages(value)
+    messages = check_messages(value)
+    if room is not None:
+        size = sum(len(message["content"].encode()) for message in messages)
+        if size > room.text_bytes:
+            raise _does_not_fit(f"messages has {size} bytes of content", f"{room.text_bytes} bytes of text", room)
+    return messages
+
+
+def _does_not_fit(found: str, most: str, room: Room) -> RequestError:
+    return RequestError(
+        f"{found}; the context of this server is {room.max_context} tokens, which hold at most {most}", "OUT_OF_RANGE"
+    )
 
 
 def check_messages(messages: Iterable[Any]) -> list[dict[str, str]]:

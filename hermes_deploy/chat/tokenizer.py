@@ -52,6 +52,11 @@ class ChatTokenizer:
         return len(self._token_bytes.pieces)
 
     @property
+    def longest_token(self) -> int:
+        """Bytes of the longest token's text."""
+        return max(map(len, self._token_bytes.pieces))
+
+    @property
     def control_ids(self) -> frozenset[int]:
         """Ids that no text in a message becomes, but for the one that stands for unknown letters."""
         return self._tokenizer.control_ids

@@ -43,8 +43,10 @@ def model_configs(config: EngineConfig) -> dict[str, Any]:
         (TARGET, config.default_target),
     ):
         engine.parameters[name].string_value = value
+    preprocess = _python_model(PREPROCESS)
+    preprocess.parameters[MAX_CONTEXT].string_value = str(config.max_context)
     return {
-        PREPROCESS: _python_model(PREPROCESS),
+        PREPROCESS: preprocess,
         ENGINE: engine,
         # one instance and no batching: pieces are rendered in the order in which they came
         POSTPROCESS: _python_model(POSTPROCESS),

@@ -1,8 +1,9 @@
-"""Names of the parameters in hermes_engine's config.pbtxt. Standard library only: the model reads them too."""
+"""Names of the parameters in config.pbtxt, most of them hermes_engine's. Standard library only: models read them."""
 
 from __future__ import annotations
 
 MAX_CONTEXT = "max_context"
+"""Of chatml_preprocess as well."""
 MAX_SLOTS = "max_slots"
 TARGET = "target"
 QUEUE_LIMIT = "queue_limit"

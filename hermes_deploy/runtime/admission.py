@@ -23,12 +23,7 @@ def check(asked: Generation, vocab_size: int, max_context: int) -> None:
         )
     if len(prompt) == 0:
         raise RequestError("the prompt has no tokens; give at least one")
-    if len(prompt) >= max_context:
-        raise RequestError(
-            f"the prompt has {len(prompt)} tokens; the context of this server is {max_context} tokens, of which "
-            f"at least one is for the answer, so a prompt may have at most {max_context - 1}",
-            "OUT_OF_RANGE",
-        )
+    check_length(len(prompt), max_context)
     if asked.max_tokens < 1:
         raise RequestError(f"max_tokens is {asked.max_tokens}; allowed is 1 or more")
     if not 0 <= asked.min_tokens <= asked.max_tokens:
@@ -41,6 +36,16 @@ def check(asked: Generation, vocab_size: int, max_context: int) -> None:
     _check_ids("the prompt holds token id", int(prompt.min()), int(prompt.max()), vocab_size)
     if asked.stop_ids:
         _check_ids("the stop ids hold", min(asked.stop_ids), max(asked.stop_ids), vocab_size)
+
+
+def check_length(tokens: int, max_context: int) -> None:
+    """Raises RequestError, OUT_OF_RANGE, for a prompt of more tokens than fit."""
+    if tokens >= max_context:
+        raise RequestError(
+            f"the prompt has {tokens} tokens; the context of this server is {max_context} tokens, of which "
+            f"at least one is for the answer, so a prompt may have at most {max_context - 1}",
+            "OUT_OF_RANGE",
+        )
 
 
 def _check_ids(what: str, low: int, high: int, vocab_size: int) -> None:

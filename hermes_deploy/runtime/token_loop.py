@@ -123,6 +123,11 @@ class TokenLoop:
         self._thread.start()
 
     @property
+    def max_context(self) -> int:
+        """Tokens of prompt and answer together."""
+        return self._session.max_context
+
+    @property
     def dead(self) -> str | None:
         """Why the loop has ended, None while it runs."""
         return self._dead

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hermes_deploy.chat import ChatTokenizer, parse_messages
+from hermes_deploy.chat import ChatTokenizer, Room, parse_messages
+from hermes_deploy.chat.stop_text import MAX_STOPS
 from hermes_deploy.errors import RequestError
 from hermes_deploy.protocol.tensors import ENGINE, INPUT_IDS, MESSAGES, MODELS, Tensor
 from hermes_deploy.repository.engine_config import SamplingDefaults
+from hermes_deploy.runtime.admission import check_length
 from hermes_deploy.runtime.sampling import LONGEST_BAD_WORD, MOST_BAD_WORDS, MOST_BIASES, Sampling
 from hermes_deploy.runtime.stream import Generation
 from hermes_deploy.serving.tensor_io import read, read_one, read_text, read_texts
@@ -47,8 +49,12 @@ def read_request(
     defaults: SamplingDefaults,
     stop_ids: frozenset[int],
     slots: int,
+    room: Room,
 ) -> Asked:
-    """`stop_ids`: the model's own. Raises RequestError for anything that is not as the tensor table says."""
+    """`stop_ids`: the model's own; `room`: the context's.
+
+    Raises RequestError for anything that is not as the tensor table says.
+    """
     given = _Given(pb_utils, request)
     timeout_ms = given.one("timeout_ms", None)
     if timeout_ms is not None and timeout_ms < 1:
@@ -60,7 +66,7 @@ def read_request(
         raise RequestError(f"n is {n}; this server has {slots} slots, one for each answer, so allowed is 1 to {slots}")
     own_stops = frozenset[int]() if given.one("ignore_eos", False) else stop_ids
     first = Generation(
-        _prompt(given, tokenizer),
+        _prompt(given, tokenizer, room),
         max_tokens=given.one("max_tokens", defaults.max_tokens),
         sampling=_sampling(given, tokenizer, defaults),
         stop_ids=own_stops | _stop_token_ids(given),
@@ -73,7 +79,7 @@ def read_request(
     )
     # the prompt is the same for all, and so are its logprobs
     others = (replace(first, index=index, prompt_logprobs=None) for index in range(1, n))
-    return Asked((first, *others), given.texts("stop"))
+    return Asked((first, *others), given.texts("stop", MAX_STOPS))
 
 
 class _Given:
@@ -93,18 +99,19 @@ class _Given:
     def text(self, name: str) -> str | None:
         return read_text(self._triton, self._request, _INPUTS[name])
 
-    def texts(self, name: str) -> tuple[str, ...]:
-        return read_texts(self._triton, self._request, _INPUTS[name])
+    def texts(self, name: str, most: int) -> tuple[str, ...]:
+        return read_texts(self._triton, self._request, _INPUTS[name], most)
 
 
-def _prompt(given: _Given, tokenizer: ChatTokenizer) -> npt.NDArray[np.int64]:
+def _prompt(given: _Given, tokenizer: ChatTokenizer, room: Room) -> npt.NDArray[np.int64]:
     messages = given.one(MESSAGES.name, None)
     ids = given.many(INPUT_IDS.name)
     if (messages is None) == (ids is None):
         found = "neither" if messages is None else "both"
         raise RequestError(f"found {found} of the inputs {MESSAGES.name} and {INPUT_IDS.name}; give exactly one")
     if ids is None:
-        return np.array(tokenizer.encode_chat(parse_messages(messages)), dtype=np.int64)
+        return np.array(tokenizer.encode_chat(parse_messages(messages, room)), dtype=np.int64)
+    check_length(len(ids), room.max_context)
     # a copy: Triton's shared memory is reused once the request is answered
     return ids.copy()
 
@@ -121,7 +128,7 @@ def _sampling(given: _Given, tokenizer: ChatTokenizer, defaults: SamplingDefault
         presence_penalty=given.one("presence_penalty", 0.0),
         frequency_penalty=given.one("frequency_penalty", 0.0),
         logit_bias=_logit_bias(given),
-        bad_words=_bad_words(given.texts("bad_words"), tokenizer),
+        bad_words=_bad_words(given.texts("bad_words", MAX_BAD_WORDS), tokenizer),
     )
 
 
@@ -139,8 +146,6 @@ def _logit_bias(given: _Given) -> tuple[tuple[int, float], ...]:
 
 def _bad_words(texts: Sequence[str], tokenizer: ChatTokenizer) -> tuple[tuple[int, ...], ...]:
     """Token ids of each text as an answer would begin with it and as it would come after a space."""
-    if len(texts) > MAX_BAD_WORDS:
-        raise RequestError(f"bad_words has {len(texts)} texts; at most {MAX_BAD_WORDS} are taken")
     words: dict[tuple[int, ...], None] = {}
     for text in texts:
         if not text.strip() or len(text) > MAX_BAD_WORD_CHARACTERS:

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hermes_deploy.chat import ChatTokenizer
+from hermes_deploy.chat import ChatTokenizer, Room
 from hermes_deploy.errors import RequestError
 from hermes_deploy.protocol.tensors import MESSAGES
 from hermes_deploy.repository.engine_config import EngineConfig, read_engine_config
@@ -63,6 +63,7 @@ class EngineModel:
         self._tokenizer = tokenizer
         self._loop = loop
         self._slots = slots
+        self._room = Room(loop.max_context, tokenizer.longest_token)
         self._metrics = TritonMetrics(pb_utils, loop.metrics)
         # one more than the loop takes: there is always a thread that can tell a caller to come back later
         self._threads = ThreadPoolExecutor(slots + loop.queue_limit + 1, thread_name_prefix="answer")
@@ -156,7 +157,7 @@ class EngineModel:
         with self._refusals_counted():
             self._loop.check_room()
             asked = read_request(
-                self._triton, request, self._tokenizer, self._config.sampling, self._stop_ids, self._slots
+                self._triton, request, self._tokenizer, self._config.sampling, self._stop_ids, self._slots, self._room
             )
             return asked, [Answer(self._tokenizer, one, asked.stop_texts) for one in asked.generations]
 

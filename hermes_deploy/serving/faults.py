@@ -9,10 +9,16 @@ from hermes_deploy.errors import RequestError
 
 
 def told_to_caller(error: Exception) -> RequestError:
-    """What the caller gets for `error`; a fault of our own is reported in the log as well."""
+    """What the caller gets for `error`; a fault of our own is reported in the log as well.
+
+    `error` forgets its frames: one of them holds it, and the request with Triton's shared memory, in a cycle that
+    would stay until Python looks for cycles.
+    """
+    if not isinstance(error, RequestError):
+        report(error)
+    error.__traceback__ = None
     if isinstance(error, RequestError):
         return error
-    report(error)
     return RequestError(f"{type(error).__name__}: {error}. This is a fault of the server; see its log.", "INTERNAL")
 
 

@@ -62,7 +62,7 @@ class HealthPorts:
 
 class _HTTPServer(socketserver.ThreadingMixIn, HTTPServer):
     daemon_threads = True
-    request_queue_size = 128
+    request_queue_size = 1024  # those that the system drops try again only after seconds
 
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
         self._open: dict[socket.socket, None] = {}

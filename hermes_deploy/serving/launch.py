@@ -42,6 +42,8 @@ REQUEST_PIPE = "requests"
 ADMIN = ("model-repository", "shared-memory", "trace", "logging")
 """Triton's endpoints that change the server or reach into this machine's memory."""
 ADMIN_HEADER = "hermes-admin"
+INSIDE = "127.0.0.1"
+"""Where Triton's HTTP and metrics listen."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,10 @@ def write_models(plan: Plan, folder: Path, settings: Settings) -> None:
             (version / entry.name).symlink_to(entry)
         text = (plan.artifact / name / CONFIG).read_text(encoding="utf-8")
         if name in (ENGINE, PREPROCESS):
-            text = with_parameters(text, **{REQUEST_LOG: str(folder.parent / REQUEST_PIPE)})
+            pipe = str(folder.parent / REQUEST_PIPE)
+            text = with_parameters(text, **{REQUEST_LOG: pipe, MAX_CONTEXT: str(plan.max_context)})
         if name == ENGINE:
             chosen = {
-                MAX_CONTEXT: str(plan.max_context),
                 MAX_SLOTS: str(plan.max_slots),
                 TARGET: plan.target,
                 QUEUE_LIMIT: str(settings.queue_limit),
@@ -110,7 +112,9 @@ def write_models(plan: Plan, folder: Path, settings: Settings) -> None:
 def command(
     triton: Triton, models: Path, host: str, ports: Mapping[str, int], shm_prefix: str, admin_secret: str
 ) -> list[str]:
-    """The command line. `ports`: grpc, http and metrics. `admin_secret`: value of the header that opens `ADMIN`.
+    """The command line. `ports`: grpc, on `host`; http and metrics, on this machine only, where a doorman calls them.
+
+    `admin_secret`: value of the header that opens `ADMIN`.
 
     Triton 2.51 takes the secret on its command line only, where users of this machine can read it.
     """
@@ -124,17 +128,16 @@ def command(
         "--disable-auto-complete-config",
         "--allow-gpu-metrics=false",
         "--pinned-memory-pool-byte-size=0",
-        "--metrics-address=" + host,
         f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
         f"--backend-config=python,stub-timeout-seconds={STUB_TIMEOUT}",
         "--exit-timeout-secs=8",
+        # requests that are kept for reuse keep the memory of the largest message that they ever held
+        "--grpc-infer-allocation-pool-size=0",
         f"--http-restricted-api={restricted}",
         f"--grpc-restricted-protocol={restricted}",
     ]
     for name, port in ports.items():
-        flags.append(f"--{name}-port={port}")
-        if name != "metrics":
-            flags.append(f"--{name}-address={host}")
+        flags += [f"--{name}-port={port}", f"--{name}-address={host if name == 'grpc' else INSIDE}"]
     if triton.backends is not None:
         flags.append(f"--backend-directory={triton.backends}")
     if triton.caches is not None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import resource
 import socket
 from pathlib import Path
 
 from hermes_deploy.errors import ServeError, UsageError
+
+_MOST_FILES = 1 << 16
 
 
 def resolve_host(host: str) -> str:
@@ -20,6 +23,17 @@ def resolve_host(host: str) -> str:
             "use 127.0.0.1 for this machine only, 0.0.0.0 for every interface"
         ) from None
     return str(found[0][4][0])
+
+
+def allow_connections() -> None:
+    """Lets this process and those that it starts have as many open files as the system allows, 65,536 at most.
+
+    Shells and services often give 1,024, which as many connections use up.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def claim_ports(host: str, ports: dict[str, int]) -> dict[str, int]:

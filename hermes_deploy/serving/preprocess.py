@@ -9,18 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from hermes_deploy.chat import ChatTokenizer, parse_messages
+from hermes_deploy.chat import ChatTokenizer, Room, parse_messages
 from hermes_deploy.protocol.tensors import INPUT_IDS, MESSAGES
-from hermes_deploy.repository.triton_parameters import REQUEST_LOG
+from hermes_deploy.repository.triton_parameters import MAX_CONTEXT, REQUEST_LOG
 from hermes_deploy.serving.faults import told_to_caller
 from hermes_deploy.serving.request_log import RequestLog
 from hermes_deploy.serving.tensor_io import error_response, read_one
 
 
 class Preprocess:
-    def __init__(self, pb_utils: Any, tokenizer: ChatTokenizer, log: RequestLog | None = None) -> None:
+    def __init__(self, pb_utils: Any, tokenizer: ChatTokenizer, room: Room, log: RequestLog | None = None) -> None:
         self._triton = pb_utils
         self._tokenizer = tokenizer
+        self._room = room
         self._log = log or RequestLog(None)
 
     @classmethod
@@ -29,7 +30,9 @@ class Preprocess:
         folder = Path(args["model_repository"]) / args["model_version"]
         parameters = json.loads(args["model_config"]).get("parameters", {})
         pipe = parameters.get(REQUEST_LOG, {}).get("string_value")
-        return cls(pb_utils, ChatTokenizer.from_folder(folder), RequestLog(pipe))
+        tokenizer = ChatTokenizer.from_folder(folder)
+        room = Room(int(parameters[MAX_CONTEXT]["string_value"]), tokenizer.longest_token)
+        return cls(pb_utils, tokenizer, room, RequestLog(pipe))
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return [self._encode(request) for request in requests]
@@ -37,7 +40,7 @@ class Preprocess:
     def _encode(self, request: Any) -> Any:
         began = time.monotonic()
         try:
-            messages = parse_messages(read_one(self._triton, request, MESSAGES))
+            messages = parse_messages(read_one(self._triton, request, MESSAGES), self._room)
             ids = self._tokenizer.encode_chat(messages)
         except Exception as error:  # Triton would log its words, which may quote the request
             told = told_to_caller(error)

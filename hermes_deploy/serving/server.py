@@ -27,8 +27,9 @@ from typing import IO, Any, NoReturn
 from hermes_deploy.errors import ServeError, UsageError
 from hermes_deploy.protocol.tensors import ENGINE, ENSEMBLE, MODELS
 from hermes_deploy.serving import guard, launch, preflight
+from hermes_deploy.serving.doorman import Bounds, Doorman
 from hermes_deploy.serving.loaded_files import FilesLook, LoadedFiles, hold_loaded
-from hermes_deploy.serving.ports import claim_ports, resolve_host
+from hermes_deploy.serving.ports import allow_connections, claim_ports, resolve_host
 from hermes_deploy.serving.probe import generates, says_ready
 from hermes_deploy.serving.request_log import RequestLogReader
 from hermes_deploy.serving.server_log import begin_log, last_words, open_tail
@@ -63,6 +64,8 @@ class Server:
             name: getattr(self.settings, f"{name}_port") for name in ("grpc", "http", "metrics")
         }
         self._host = self.settings.host
+        self._inside: dict[str, int] = {}
+        self._doormen: list[Doorman] = []
         self._guard: subprocess.Popen[bytes] | None = None
         self._lifeline: int | None = None
         self._run_folder: Path | None = None
@@ -93,6 +96,16 @@ class Server:
             metrics=f"http://{host}:{self.metrics_port}/metrics",
         )
 
+    @property
+    def inside(self) -> Endpoints:
+        """The same of Triton's own ports, past the doormen: for those that watch it."""
+        http, metrics = (f"http://{launch.INSIDE}:{self._inside[name]}" for name in ("http", "metrics"))
+        return Endpoints(self.endpoints.grpc, http, f"{metrics}/metrics")
+
+    @property
+    def inside_http_port(self) -> int:
+        return self._inside["http"]
+
     def start(self) -> Server:
         """Verifies, starts, and returns when a token was generated.
 
@@ -108,6 +121,7 @@ class Server:
             _LOG.warning("%s", warning)
         if self.settings.log_content:
             _LOG.warning("log_content is on: prompts and answers are written into this log, whatever they hold")
+        allow_connections()
         self._host = resolve_host(self._host)
         self._ports = claim_ports(self._host, self._ports)
         try:
@@ -154,9 +168,11 @@ class Server:
         raise ServeError(self._obituary("the server ended"))
 
     def check(self) -> None:
-        """Raises ServeError, with its last words, when the server has ended."""
+        """Raises ServeError, with its last words, when the server or a doorman has ended."""
         if self._guard is None or self._guard.poll() is not None:
             raise ServeError(self._obituary("the server ended"))
+        if not all(doorman.alive for doorman in self._doormen):
+            raise ServeError(self._obituary("a doorman before the server's HTTP ended"))
 
     def look_at_files(self) -> FilesLook:
         """Whether what it loaded from the artifact is still what was verified."""
@@ -185,6 +201,9 @@ class Server:
         if self._files is not None:
             self._files.close()
             self._files = None
+        # now every answer is cut or whole
+        while self._doormen:
+            self._doormen.pop().close()
         if self._requests is not None:
             self._requests.close()
             self._requests = None
@@ -212,11 +231,13 @@ class Server:
         self._requests = RequestLogReader(run_folder / launch.REQUEST_PIPE, content=self.settings.log_content)
         secret = self.settings.admin_secret
         shut = secrets.token_hex(16) if secret is None else secret.get_secret_value()
-        command = launch.command(triton, models, self._host, self._ports, self._shm_prefix, shut)
         log = "" if self.settings.log is None else os.path.realpath(self.settings.log)
         if log and not self._started:  # later a full disk does not stop the server: the guard counts what is lost
             begin_log(log)
         self._started = True
+        self._inside = self._post_doormen(plan)
+        ports = {**self._ports, **self._inside}
+        command = launch.command(triton, models, self._host, ports, self._shm_prefix, shut)
         read_end, self._lifeline = os.pipe()
         guard_arguments = [str(read_end), str(run_folder), self._shm_prefix, str(_EXIT_SECONDS)]
         guard_arguments += [log, str(self.settings.log_bytes)]
@@ -237,11 +258,22 @@ class Server:
         finally:
             os.close(read_end)
 
+    def _post_doormen(self, plan: preflight.Plan) -> dict[str, int]:
+        """Before Triton's HTTP and metrics; the ports that these shall have."""
+        body = {"http": self.settings.max_request_bytes or most_bytes(plan.max_context), "metrics": 0}
+        inside = claim_ports(launch.INSIDE, dict.fromkeys(body, 0))
+        while set(inside.values()) & set(self._ports.values()):  # which nobody may have bound yet
+            inside = claim_ports(launch.INSIDE, dict.fromkeys(body, 0))
+        for name, most in body.items():
+            bounds = Bounds(body_bytes=most, held_bytes=4 * most + (16 << 20))
+            self._doormen.append(Doorman(self._host, self._ports[name], inside[name], bounds))
+        return inside
+
     def _await_ready(self) -> None:
         assert self._guard is not None and self._lifeline is not None
         host, port = self.host, self.http_port
         deadline = time.monotonic() + self.settings.ready_timeout
-        while not says_ready(host, port):
+        while not says_ready(launch.INSIDE, self.inside_http_port):
             if self._guard.poll() is not None:
                 crashed = self._guard.returncode in (128 + signal.SIGABRT, 128 + signal.SIGSEGV)
                 kind = _CrashedWhileLoading if crashed else ServeError
@@ -271,6 +303,11 @@ class Server:
             what += f" (exit status {status})"
         told = last_words(self._output) if self._output is not None else ""
         return f"{what}. Its log says:\n{told}" if told else f"{what}, and its log is empty"
+
+
+def most_bytes(max_context: int) -> int:
+    """Bytes of an HTTP body that no chat of the context exceeds: tokens are some 4 bytes, and JSON in JSON escapes."""
+    return min((64 << 10) + 128 * max_context, 16 << 20)
 
 
 def _make_run_folder() -> Path:

@@ -41,6 +41,12 @@ class Settings(BaseModel):
     queue_limit: int = Field(
         default=64, ge=0, le=512, description="requests that may wait for a slot; one more is refused"
     )
+    max_request_bytes: int | None = Field(
+        default=None,
+        ge=1024,
+        le=256 << 20,
+        description="body of an HTTP request; null = 64 KiB + 128 bytes a token of context, 16 MiB at most",
+    )
     stretch: float = Field(
         default=STRETCH,
         ge=0,

@@ -25,6 +25,7 @@ from hermes_deploy.errors import ServeError
 from hermes_deploy.serving.drain import Draining
 from hermes_deploy.serving.health import Health
 from hermes_deploy.serving.health_ports import HealthPorts
+from hermes_deploy.serving.launch import INSIDE
 from hermes_deploy.serving.ports import resolve_host
 from hermes_deploy.serving.server import Endpoints, Server
 from hermes_deploy.serving.watch import INTERVAL, Limits, Watch
@@ -108,7 +109,7 @@ class _Supervisor:
     def _watch_until_it_fails(self) -> None:
         settings = self._settings
         limits = Limits(settings.stall_after, settings.silence_timeout, settings.engine_timeout)
-        watch = Watch(self._server.control, self._server.host, self._server.http_port, limits)
+        watch = Watch(self._server.control, INSIDE, self._server.inside_http_port, limits)
         try:
             while True:
                 time.sleep(INTERVAL)
@@ -172,7 +173,7 @@ class _Supervisor:
         if not self._up:
             return
         self._health.enter("draining")
-        draining = Draining(self._server.control, self._server.endpoints.metrics)
+        draining = Draining(self._server.control, self._server.inside.metrics)
         timeout = self._settings.drain_timeout
         until = time.monotonic() + timeout
         why = f"the server is stopping, and this answer did not end within the {timeout:g} s that it had"

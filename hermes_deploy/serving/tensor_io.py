@@ -87,9 +87,11 @@ def read_text(pb_utils: Any, request: Any, tensor: Tensor) -> str | None:
     return texts[0] if texts else None
 
 
-def read_texts(pb_utils: Any, request: Any, tensor: Tensor) -> tuple[str, ...]:
-    """The texts of a BYTES tensor; none where it is not given."""
+def read_texts(pb_utils: Any, request: Any, tensor: Tensor, most: int = 1) -> tuple[str, ...]:
+    """The texts of a BYTES tensor, `most` at most; none where it is not given."""
     array = read(pb_utils, request, tensor)
+    if array is not None and len(array) > most:
+        raise RequestError(f"{tensor.name} has {len(array)} texts; at most {most} are taken")
     try:
         return () if array is None else tuple(text.decode() for text in array.tolist())
     except UnicodeDecodeError as error:

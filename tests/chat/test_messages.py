@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from hermes_deploy.chat import check_messages, parse_messages
+from hermes_deploy.chat import Room, check_messages, parse_messages
 from hermes_deploy.chat.messages import MAX_BYTES, MAX_CHARACTERS, MAX_MESSAGES
 from hermes_deploy.errors import RequestError
 
@@ -39,7 +39,9 @@ def test_null_content_is_empty_text() -> None:
         (b"{}", "a JSON dict; expected an array"),
         (b"[]", "messages is empty"),
         (b"[1]", r"messages\[0\] is a int"),
-        (b"[" * 100_000, "nested too deeply"),
+        (b"[" * 100_000, "has 100000 arrays and objects; at most"),
+        (b"[" * 500 + b"]" * 500, "nested more than 16 levels deep"),
+        (b"[" + b'"",' * 10_000 + b'""]', "has 10001 strings; at most"),
         (wire([HI, {"role": "king", "content": ""}]), r"messages\[1\]: role is 'king'; roles are: system, user"),
         (wire([{"role": "user"}]), "needs both role and content"),
         (wire([{"role": "user", "content": ["parts"]}]), "content is a list; expected text"),
@@ -63,3 +65,19 @@ def test_the_callers_messages_are_not_kept() -> None:
     checked = check_messages([given])
     given["content"] = "changed"
     assert checked == [HI]
+
+
+def test_what_no_tokenizer_could_fit_is_refused_before_it_is_parsed() -> None:
+    room = Room(max_context=10, longest_token=4)
+    with pytest.raises(RequestError, match=r"has 70000 bytes; .* 10 tokens, .* \d+ bytes of JSON") as found:
+        parse_messages(b"{" * 70_000, room)
+    assert found.value.code == "OUT_OF_RANGE"
+
+
+def test_nor_is_it_tokenized() -> None:
+    room = Room(max_context=10, longest_token=4)
+    escaped = json.dumps([{"role": "user", "content": "é" * 20}]).encode()
+    assert parse_messages(escaped, room)[0]["content"] == "é" * 20
+    with pytest.raises(RequestError, match=r"42 bytes of content; .* at most 40 bytes of text") as found:
+        parse_messages(wire([{"role": "user", "content": "é" * 21}]), room)
+    assert found.value.code == "OUT_OF_RANGE"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hermes_deploy.chat import ChatTokenizer
+from hermes_deploy.chat import ChatTokenizer, Room
 from hermes_deploy.checkpoints.tokenizer_files import TokenizerFiles
 from hermes_deploy.errors import RequestError
 from hermes_deploy.protocol.tensors import SAMPLING
@@ -46,7 +46,7 @@ def read(tokenizer: ChatTokenizer, **inputs: Any) -> Asked:
         for name, value in inputs.items()
     }
     request = fake_triton.Request(input_ids=np.array([10, 11, 12]), **arrays)
-    return read_request(fake_triton, request, tokenizer, DEFAULTS, OWN_STOPS, SLOTS)
+    return read_request(fake_triton, request, tokenizer, DEFAULTS, OWN_STOPS, SLOTS, Room(64, tokenizer.longest_token))
 
 
 def test_a_request_that_says_nothing_gets_the_artifacts_defaults(tokenizer: ChatTokenizer) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -59,6 +61,20 @@ def engine(session: FakeSession) -> Iterator[Callable[..., Sender]]:
 def finished(sender: Sender) -> list[fake_triton.InferenceResponse]:
     assert sender.done.wait(WAIT), "nobody answers"
     return sender.sent
+
+
+def test_a_refused_request_is_let_go_at_once(session: FakeSession) -> None:
+    """With it goes Triton's shared memory, which may be 100 MB; a cycle would stay until Python looks for one."""
+    gc.disable()
+    try:
+        with serving(session) as ask:
+            sender = ask(top_p=np.array([2], np.float32))
+            assert finished(sender)[0].error is not None
+            gone = weakref.ref(sender)
+            del sender
+            assert eventually(lambda: gone() is None)
+    finally:
+        gc.enable()
 
 
 def test_an_engine_that_fails_on_the_prompt_is_the_requests_own_error(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hermes_deploy.chat import Room
 from hermes_deploy.serving.preprocess import Preprocess
 from tests.serving import fake_triton
 from tests.serving.fake_triton import InferenceResponse, Request
@@ -20,7 +21,7 @@ class Failing:
 
 
 def ask(messages: bytes) -> InferenceResponse:
-    step = Preprocess(fake_triton, Failing())  # type: ignore[arg-type]
+    step = Preprocess(fake_triton, Failing(), Room(100, 8))  # type: ignore[arg-type]
     (answer,) = step.execute([Request(messages=np.array([messages], np.object_))])
     assert isinstance(answer, InferenceResponse)
     return answer
