@@ -5,6 +5,7 @@ Imports only the standard library, `tokenizers` and `jinja2`: it runs inside Tri
 
 from hermes_deploy.chat.detokenizer import Detokenizer
 from hermes_deploy.chat.messages import Room, check_messages, parse_messages
+from hermes_deploy.chat.raw_prompt import parse_prompt
 from hermes_deploy.chat.stop_text import StopText
 from hermes_deploy.chat.tokenizer import ChatTokenizer, read_folder, write_folder
 
@@ -15,6 +16,7 @@ __all__ = [
     "StopText",
     "check_messages",
     "parse_messages",
+    "parse_prompt",
     "read_folder",
     "write_folder",
 ]

@@ -54,7 +54,7 @@ def parse_messages(data: bytes, room: Room | None = None) -> list[dict[str, str]
     if len(data) > MAX_BYTES:
         raise RequestError(f"messages has {len(data)} bytes; at most {MAX_BYTES} are taken")
     if room is not None and len(data) > room.json_bytes:
-        raise _does_not_fit(f"messages has {len(data)} bytes", f"{room.json_bytes} bytes of JSON", room)
+        raise does_not_fit(f"messages has {len(data)} bytes", f"{room.json_bytes} bytes of JSON", room)
     # nothing of a size is made of it before this
     check_shape(data, _SHAPE, "messages")
     try:
@@ -71,11 +71,12 @@ def parse_messages(data: bytes, room: Room | None = None) -> list[dict[str, str]
     if room is not None:
         size = sum(len(message["content"].encode()) for message in messages)
         if size > room.text_bytes:
-            raise _does_not_fit(f"messages has {size} bytes of content", f"{room.text_bytes} bytes of text", room)
+            raise does_not_fit(f"messages has {size} bytes of content", f"{room.text_bytes} bytes of text", room)
     return messages
 
 
-def _does_not_fit(found: str, most: str, room: Room) -> RequestError:
+def does_not_fit(found: str, most: str, room: Room) -> RequestError:
+    """`found` and `most`: what came, and what the context holds, in words."""
     return RequestError(
         f"{found}; the context of this server is {room.max_context} tokens, which hold at most {most}", "OUT_OF_RANGE"
     )

@@ -1,7 +1,7 @@
 """Chats to token ids and back for one checkpoint; needs `tokenizers` and `jinja2`, no numpy, no engine.
 
 Messages are not trusted: what spells a control token in them (`<|im_start|>`, `</s>`) stays text. Text
-that may hold control tokens, such as a whole ChatML prompt, has a door of its own: `encode`.
+that may hold control tokens has doors of its own: `encode`, and for a whole prompt `encode_prompt`.
 
 The folder that a build writes beside the engine: `tokenizer.json`, `chat_template.jinja`,
 `tokens.json` ({"bos_token", "eos_token", "stop_ids"}).
@@ -40,6 +40,7 @@ class ChatTokenizer:
         self._template = ChatTemplate(files.chat_template, bos_token=files.bos_token, eos_token=files.eos_token)
         self.stop_ids = files.stop_ids
         _check_traced(self._template, self._tokenizer)
+        self._opening = _opening(files, self._tokenizer)
 
     @classmethod
     def from_folder(cls, path: Path) -> ChatTokenizer:
@@ -79,6 +80,16 @@ class ChatTokenizer:
         """
         return self._tokenizer.encode_trusted(check_unicode(text, "the text"))
 
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of a trusted whole prompt: those of `encode`, behind the BOS where this model's template begins with it.
+
+        A text that has its BOS gets no second one. A template that writes no BOS was trained without: none is added,
+        whatever the tokenizer's own settings say. So the rendered text of a chat has the ids of that chat.
+        Raises RequestError as `encode` does.
+        """
+        ids = self.encode(text)
+        return ids if ids[: len(self._opening)] == self._opening else [*self._opening, *ids]
+
     def encode_text(self, text: str) -> list[int]:
         """Ids of `text`, in which nothing is a control token. Adds nothing. Raises RequestError as `encode` does."""
         return self._tokenizer.encode(check_unicode(text, "the text"))
@@ -116,6 +127,27 @@ def _check_traced(template: ChatTemplate, tokenizer: ControlledTokenizer) -> Non
                 f"the chat template writes {lost!r} in a way that cannot be told from what a user writes; "
                 "write it as one text in the template, or as parts joined by + or ~"
             )
+
+
+_ANY_BOS = "\ufdd2"
+"""Stands for the BOS token: Unicode keeps it out of all text, so a template that begins with it was given it."""
+
+
+def _opening(files: TokenizerFiles, tokenizer: ControlledTokenizer) -> list[int]:
+    """[id of the BOS token] where the template begins a prompt with whatever token that is; else []."""
+    if files.bos_token is None:
+        return []
+    ids = tokenizer.encode_trusted(files.bos_token)
+    if len(ids) != 1 or ids[0] not in tokenizer.control_ids:
+        return []
+    template = ChatTemplate(files.chat_template, bos_token=_ANY_BOS, eos_token=files.eos_token)
+    for roles in _PROBES:
+        try:
+            prompt = template.render([{"role": role, "content": "Hello"} for role in roles])
+        except RequestError:
+            continue
+        return ids if prompt.startswith(_ANY_BOS) else []
+    return []
 
 
 def write_folder(files: TokenizerFiles, path: Path) -> None:

@@ -25,6 +25,12 @@ def ask(
         ),
     ] = "chat",
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    raw: Annotated[
+        bool,
+        typer.Option(
+            "--raw", help="The text is the whole prompt, sent without the chat template; control tokens in it count."
+        ),
+    ] = False,
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens to generate.")] = None,
     min_tokens: Annotated[int | None, typer.Option(help="Nothing ends the answer before that many.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy. Default: the model's own.")] = None,
@@ -50,7 +56,7 @@ def ask(
 
     Example: hermes-deploy ask 'What is the capital of France?' --max-tokens 50 --temperature 0
     """
-    from hermes_deploy.client import Client
+    from hermes_deploy.client import Client, RawPrompt
     from hermes_deploy.errors import UsageError
 
     if sys.stdout is None:
@@ -63,7 +69,7 @@ def ask(
     with (
         Client(url) as client,
         client.stream(
-            question,
+            RawPrompt(question) if raw else question,
             system=system,
             max_tokens=max_tokens,
             min_tokens=min_tokens,

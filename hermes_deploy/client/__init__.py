@@ -27,7 +27,18 @@ from hermes_deploy.client.errors import (
     ServerFailed,
     Unavailable,
 )
-from hermes_deploy.client.records import Answer, Choice, Door, Message, Piece, Role, Timing, TokenLogprob, Usage
+from hermes_deploy.client.records import (
+    Answer,
+    Choice,
+    Door,
+    Message,
+    Piece,
+    RawPrompt,
+    Role,
+    Timing,
+    TokenLogprob,
+    Usage,
+)
 from hermes_deploy.client.sampling import Sampling, SamplingOptions
 from hermes_deploy.client.stream import Stream
 
@@ -51,6 +62,7 @@ __all__ = [
     "Overloaded",
     "Piece",
     "ProtocolMismatch",
+    "RawPrompt",
     "Role",
     "Sampling",
     "SamplingOptions",

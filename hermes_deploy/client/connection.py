@@ -17,8 +17,8 @@ from hermes_deploy.client.records import (
     Answer,
     Door,
     Prompt,
-    chat_messages,
     check_door,
+    checked_prompt,
 )
 from hermes_deploy.client.sampling import Sampling, SamplingOptions, check_text, check_timeout
 from hermes_deploy.client.stream import Stream, rpc_error
@@ -96,19 +96,19 @@ class Client:
     ) -> Stream:
         """Start an answer; read it piece by piece, inside a `with` block.
 
-        prompt: a text, or messages (`Message`, or mappings with role and content). timeout: seconds for the
-        whole answer. door: "chat" is the engine's own door; "ensemble" goes through Triton's pipeline, which
-        hides from the engine that a caller has gone: a second request, to the engine itself, holds the first, and
-        Triton does tell of its end. The rest, from max_tokens to n: see `Sampling`. With n > 1 the pieces of all
-        answers come mixed, each with its `index`.
+        prompt: a text, or messages (`Message`, or mappings with role and content), or a `RawPrompt`, which is sent
+        as it is, without the model's chat template. timeout: seconds for the whole answer. door: "chat" is the
+        engine's own door; "ensemble" goes through Triton's pipeline, which hides from the engine that a caller has
+        gone: a second request, to the engine itself, holds the first, and Triton does tell of its end. The rest,
+        from max_tokens to n: see `Sampling`. With n > 1 the pieces of all answers come mixed, each with its `index`.
         """
-        messages = chat_messages(prompt, system)
+        asked = checked_prompt(prompt, system)
         chosen = Sampling(**sampling)  # type: ignore[arg-type]  # lists and mappings are made tuples
         call = self._facts(check_door(door), request_id)
         timeout_s = check_timeout(timeout)
         # 128 random bits: whoever knows the key can end the request, and nobody else is told it
         key = secrets.token_hex(16) if door == "ensemble" else None
-        request = chat_request(call.model, call.request_id, messages, chosen, timeout_s, key)
+        request = chat_request(call.model, call.request_id, asked, chosen, timeout_s, key)
         if request.ByteSize() > MAX_MESSAGE_BYTES:
             raise InvalidRequest(
                 f"the request has {request.ByteSize():,} bytes; at most {MAX_MESSAGE_BYTES:,} can be sent", call=call

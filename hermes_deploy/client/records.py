@@ -121,17 +121,38 @@ class Answer:
         )
 
 
-Prompt = str | Sequence[Message | Mapping[str, str]]
+@dataclass(frozen=True)
+class RawPrompt:
+    """The text of a whole rendered prompt, instead of messages: what spells a control token in it is one.
+
+    Give it only text that nobody else could write into: in messages control tokens cannot be forged, here they can.
+    """
+
+    text: str
+
+    def __post_init__(self) -> None:
+        check_text("the raw prompt", self.text)
+        if not self.text:
+            raise InvalidRequest("the raw prompt is empty; give the whole rendered prompt")
 
 
-def chat_messages(prompt: Prompt, system: str | None) -> tuple[Message, ...]:
+Prompt = str | Sequence[Message | Mapping[str, str]] | RawPrompt
+
+
+def checked_prompt(prompt: Prompt, system: str | None) -> tuple[Message, ...] | RawPrompt:
     """A text is one user message; mappings have the keys `role` and `content`; `system` goes first."""
+    if isinstance(prompt, RawPrompt):
+        if system is not None:
+            raise InvalidRequest("system= was given with a RawPrompt, which is the whole prompt; write it into that")
+        return prompt
     if isinstance(prompt, str):
         messages = [Message("user", prompt)]
     elif isinstance(prompt, Sequence) and not isinstance(prompt, bytes | bytearray):
         messages = [_message(i, entry) for i, entry in enumerate(prompt)]
     else:
-        raise InvalidRequest(f"the prompt is {type(prompt).__name__}; it takes a text or a list of messages")
+        raise InvalidRequest(
+            f"the prompt is {type(prompt).__name__}; it takes a text, a list of messages or a RawPrompt"
+        )
     if not messages:
         raise InvalidRequest("no messages: give at least one")
     if system is not None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hermes_deploy.client.errors import CallFacts, ProtocolMismatch
-from hermes_deploy.client.records import Message, TokenLogprob, Usage, messages_json
+from hermes_deploy.client.records import Message, RawPrompt, TokenLogprob, Usage, messages_json
 from hermes_deploy.client.sampling import INT32_MAX, Sampling
 from hermes_deploy.protocol import tensors
 from hermes_deploy.protocol.grpc_service_pb2 import ModelInferRequest, ModelInferResponse
@@ -56,14 +56,18 @@ LEASE_MS = 5_000
 def chat_request(
     model: str,
     request_id: str,
-    messages: Sequence[Message],
+    prompt: Sequence[Message] | RawPrompt,
     sampling: Sampling,
     timeout_s: float | None = None,
     cancel_key: str | None = None,
 ) -> ModelInferRequest:
     """`timeout_s` goes along, for Triton does not pass it on. `cancel_key`: the request lives while it is held."""
     request = ModelInferRequest(model_name=model, id=request_id)
-    values: dict[str, Sequence[Any]] = {tensors.MESSAGES.name: [messages_json(messages)]}
+    values: dict[str, Sequence[Any]] = (
+        {tensors.PROMPT.name: [prompt.text.encode()]}
+        if isinstance(prompt, RawPrompt)
+        else {tensors.MESSAGES.name: [messages_json(prompt)]}
+    )
     for name in sampling.__dataclass_fields__:
         value = getattr(sampling, name)
         if value is None or value == ():
@@ -78,7 +82,7 @@ def chat_request(
     if cancel_key is not None:
         values[tensors.CANCEL_KEY.name] = [cancel_key.encode()]
         values[tensors.LEASE_MS.name] = [LEASE_MS]
-    for tensor in (tensors.MESSAGES, *tensors.SAMPLING, *tensors.LEASE):
+    for tensor in (*tensors.PROMPT_AS_TEXT, *tensors.SAMPLING, *tensors.LEASE):
         if tensor.name in values:
             request.inputs.add(name=tensor.name, datatype=tensor.dtype, shape=[len(values[tensor.name])])
             request.raw_input_contents.append(encode(tensor, values[tensor.name]))

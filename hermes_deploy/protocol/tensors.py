@@ -7,7 +7,7 @@ Ranges are said here and checked where a request is read.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 DType = Literal["BYTES", "BOOL", "INT32", "INT64", "UINT64", "FP32"]
@@ -34,6 +34,14 @@ MESSAGES = Tensor(
     "BYTES",
     (1,),
     'UTF-8 JSON array of {"role": "system"|"user"|"assistant", "content": text}',
+    True,
+)
+PROMPT = Tensor(
+    "prompt",
+    "BYTES",
+    (1,),
+    "UTF-8 text of the whole rendered prompt, in which control tokens are control tokens: only from who may write them",
+    True,
 )
 INPUT_IDS = Tensor("input_ids", "INT64", (-1,), "token ids of the whole rendered prompt")
 
@@ -147,8 +155,11 @@ PIECE: tuple[Tensor, ...] = (
 """What is optional here may be missing from a response."""
 
 
-def _optional(tensor: Tensor) -> Tensor:
-    return Tensor(tensor.name, tensor.dtype, tensor.dims, tensor.meaning, optional=True)
+PROMPT_AS_TEXT: tuple[Tensor, ...] = (MESSAGES, PROMPT)
+"""The ensemble takes exactly one of these. All are optional, so that a request with none comes to the model, which says
+so: an ensemble without a required input ends at once, without an error."""
+PROMPT_FORMS: tuple[Tensor, ...] = (*PROMPT_AS_TEXT, replace(INPUT_IDS, optional=True))
+"""The engine takes exactly one of these."""
 
 
 @dataclass(frozen=True)
@@ -158,11 +169,8 @@ class ModelTensors:
 
 
 MODELS: dict[str, ModelTensors] = {
-    # exactly one of messages (chat door) and input_ids (id door) is given
-    ENGINE: ModelTensors((_optional(MESSAGES), _optional(INPUT_IDS), *SAMPLING, *LEASE, *BY_KEY), PIECE),
-    # optional, so that it reaches the model, which says that it is missing: an ensemble without a required
-    # input ends at once, without an error
-    PREPROCESS: ModelTensors((_optional(MESSAGES),), (INPUT_IDS,)),
+    ENGINE: ModelTensors((*PROMPT_FORMS, *SAMPLING, *LEASE, *BY_KEY), PIECE),
+    PREPROCESS: ModelTensors(PROMPT_AS_TEXT, (INPUT_IDS,)),
     POSTPROCESS: ModelTensors(PIECE, PIECE),
-    ENSEMBLE: ModelTensors((_optional(MESSAGES), *SAMPLING, *LEASE), PIECE),
+    ENSEMBLE: ModelTensors((*PROMPT_AS_TEXT, *SAMPLING, *LEASE), PIECE),
 }

@@ -18,11 +18,11 @@ from hermes_deploy.protocol.tensors import (
     ENSEMBLE,
     INPUT_IDS,
     LEASE,
-    MESSAGES,
     MODELS,
     PIECE,
     POSTPROCESS,
     PREPROCESS,
+    PROMPT_AS_TEXT,
     SAMPLING,
     Tensor,
 )
@@ -88,7 +88,7 @@ def _ensemble() -> Any:
     message.platform = "ensemble"
     # inside the ensemble the engine's tensors are called raw_*: the post step gives the public names
     raw = {tensor.name: f"raw_{tensor.name}" for tensor in PIECE}
-    _step(message, PREPROCESS, {MESSAGES.name: MESSAGES.name}, {INPUT_IDS.name: INPUT_IDS.name})
+    _step(message, PREPROCESS, {t.name: t.name for t in PROMPT_AS_TEXT}, {INPUT_IDS.name: INPUT_IDS.name})
     _step(message, ENGINE, {t.name: t.name for t in (INPUT_IDS, *SAMPLING, *LEASE)}, raw)
     _step(message, POSTPROCESS, raw, {t.name: t.name for t in PIECE})
     return message

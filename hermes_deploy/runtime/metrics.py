@@ -13,6 +13,7 @@ REJECTIONS = {
     "OUT_OF_RANGE": "too_long",
     "UNAVAILABLE": "unavailable",
     "INVALID_ARGUMENT": "invalid",
+    "INTERNAL": "internal",
 }
 """Why a request was refused before it was queued, by the code that its caller gets."""
 ENDINGS = ("stop", "length", "cancelled", "error")

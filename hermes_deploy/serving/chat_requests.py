@@ -1,8 +1,8 @@
 """A Triton request of either door to its `Generation`s plus stop texts. Every value is checked.
 
-The chat door gives `messages`, the id door `input_ids`; exactly one of them. What a request does
-not say comes from the artifact's sampling defaults. Checked here is what only text and requests have;
-ranges of the sampling values are `Sampling`'s, and what the engine cannot take is refused by the loop.
+How the prompt is read is prompts.py's. What a request does not say comes from the artifact's sampling
+defaults. Checked here is what only text and requests have; ranges of the sampling values are `Sampling`'s,
+and what the engine cannot take is refused by the loop.
 """
 
 from __future__ import annotations
@@ -12,17 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
-from hermes_deploy.chat import ChatTokenizer, Room, parse_messages
+from hermes_deploy.chat import ChatTokenizer, Room
 from hermes_deploy.chat.stop_text import MAX_STOPS
 from hermes_deploy.errors import RequestError
-from hermes_deploy.protocol.tensors import ENGINE, INPUT_IDS, MESSAGES, MODELS, Tensor
+from hermes_deploy.protocol.tensors import ENGINE, MODELS, PROMPT_FORMS, Tensor
 from hermes_deploy.repository.engine_config import SamplingDefaults
-from hermes_deploy.runtime.admission import check_length
 from hermes_deploy.runtime.sampling import LONGEST_BAD_WORD, MOST_BAD_WORDS, MOST_BIASES, Sampling
 from hermes_deploy.runtime.stream import Generation
+from hermes_deploy.serving.prompts import read_prompt
 from hermes_deploy.serving.tensor_io import read, read_one, read_text, read_texts
 
 MAX_STOP_TOKEN_IDS = 256
@@ -66,7 +65,7 @@ def read_request(
         raise RequestError(f"n is {n}; this server has {slots} slots, one for each answer, so allowed is 1 to {slots}")
     own_stops = frozenset[int]() if given.one("ignore_eos", False) else stop_ids
     first = Generation(
-        _prompt(given, tokenizer, room),
+        read_prompt(pb_utils, request, tokenizer, PROMPT_FORMS, room),
         max_tokens=given.one("max_tokens", defaults.max_tokens),
         sampling=_sampling(given, tokenizer, defaults),
         stop_ids=own_stops | _stop_token_ids(given),
@@ -101,19 +100,6 @@ class _Given:
 
     def texts(self, name: str, most: int) -> tuple[str, ...]:
         return read_texts(self._triton, self._request, _INPUTS[name], most)
-
-
-def _prompt(given: _Given, tokenizer: ChatTokenizer, room: Room) -> npt.NDArray[np.int64]:
-    messages = given.one(MESSAGES.name, None)
-    ids = given.many(INPUT_IDS.name)
-    if (messages is None) == (ids is None):
-        found = "neither" if messages is None else "both"
-        raise RequestError(f"found {found} of the inputs {MESSAGES.name} and {INPUT_IDS.name}; give exactly one")
-    if ids is None:
-        return np.array(tokenizer.encode_chat(parse_messages(messages, room)), dtype=np.int64)
-    check_length(len(ids), room.max_context)
-    # a copy: Triton's shared memory is reused once the request is answered
-    return ids.copy()
 
 
 def _sampling(given: _Given, tokenizer: ChatTokenizer, defaults: SamplingDefaults) -> Sampling:

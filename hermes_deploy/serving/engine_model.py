@@ -22,7 +22,7 @@ from typing import Any
 
 from hermes_deploy.chat import ChatTokenizer, Room
 from hermes_deploy.errors import RequestError
-from hermes_deploy.protocol.tensors import MESSAGES
+from hermes_deploy.protocol.tensors import MESSAGES, PROMPT
 from hermes_deploy.repository.engine_config import EngineConfig, read_engine_config
 from hermes_deploy.repository.triton_parameters import LOG_CONTENT, MAX_CONTEXT, MAX_SLOTS, REQUEST_LOG, TARGET
 from hermes_deploy.runtime.stream import TokenStream
@@ -111,8 +111,14 @@ class EngineModel:
             final = self._triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL
             sender.send(error_response(self._triton, told_to_caller(error)), flags=final)
             return
-        is_chat = self._triton.get_input_tensor_by_name(request, MESSAGES.name) is not None
-        self._answer(request, sender, self._log.story(request.request_id(), "chat" if is_chat else "ids", arrived))
+        self._answer(request, sender, self._log.story(request.request_id(), self._door(request), arrived))
+
+    def _door(self, request: Any) -> str:
+        """How the prompt came, for the log; "ids" is the ensemble too."""
+        for form, door in ((MESSAGES, "chat"), (PROMPT, "prompt")):
+            if self._triton.get_input_tensor_by_name(request, form.name) is not None:
+                return door
+        return "ids"
 
     def _obey(self, call: KeyCall, sender: Any) -> None:
         if call.do == "hold":
@@ -167,6 +173,9 @@ class EngineModel:
             yield
         except RequestError as error:
             self._loop.count_refusal(error)
+            raise
+        except Exception:
+            self._loop.count_refusal(RequestError("a fault of our own", "INTERNAL"))
             raise
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Literal
 
-from hermes_deploy.runtime.metrics import Histogram, Metrics
+from hermes_deploy.runtime.metrics import REJECTIONS, Histogram, Metrics
 
 INTERVAL = 1.0
 """Seconds between two copies."""
@@ -51,6 +51,8 @@ def _histogram(name: str, text: str, read: Callable[[Metrics], Histogram]) -> It
     yield _one(f"{name}_sum", "counter", f"{text}: sum of all", lambda m: read(m).total)
     yield _one(f"{name}_count", "counter", f"{text}: number of observations", lambda m: sum(read(m).counts))
 
+
+REJECTED = _by_reason("hermes_requests_rejected_total", "requests that were refused, by reason", lambda m: m.rejections)
 
 FAMILIES: tuple[Family, ...] = (
     _one("hermes_healthy", "gauge", "1 while the engine works, 0 once it was given up", lambda m: m.healthy),
@@ -93,7 +95,7 @@ FAMILIES: tuple[Family, ...] = (
         lambda m: m.endings["cancelled"],
     ),
     _by_reason("hermes_requests_finished_total", "requests that held a slot or a place, by end", lambda m: m.endings),
-    _by_reason("hermes_requests_rejected_total", "requests that were refused, by reason", lambda m: m.rejections),
+    REJECTED,
     *_histogram("hermes_queue_time_seconds", "time that a request waited for its slot", lambda m: m.queue_time),
     *_histogram(
         "hermes_time_to_first_token_seconds",
@@ -164,3 +166,26 @@ class TritonMetrics:
                 told = True
             if last:
                 return
+
+
+class StepRefusals:
+    """What `step` of the ensemble refuses, in the engine's family: nothing of such a request comes to the engine.
+
+    Triton gives a family of one name to every model that asks, but a series of one name must be one model's: who is
+    unloaded takes it along. Hence the label `step`.
+    """
+
+    def __init__(self, pb_utils: Any, step: str) -> None:
+        kind = pb_utils.MetricFamily.COUNTER
+        self._family = pb_utils.MetricFamily(name=REJECTED.name, description=REJECTED.help, kind=kind)
+        self._series = {
+            reason: self._family.Metric(labels={"reason": reason, "step": step}) for reason in REJECTIONS.values()
+        }
+
+    def count(self, code: str) -> None:
+        """Waits for Triton, some 50 us. `code`: what the caller is told."""
+        self._series[REJECTIONS.get(code, "invalid")].increment(1)
+
+    def close(self) -> None:
+        """Triton wants the series gone before their family."""
+        self._series.clear()

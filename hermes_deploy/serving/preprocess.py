@@ -1,4 +1,4 @@
-"""What `chatml_preprocess` runs: chat messages to the token ids of the rendered prompt."""
+"""What `chatml_preprocess` runs: chat messages, or a whole prompt as text, to the token ids of the prompt."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from hermes_deploy.chat import ChatTokenizer, Room, parse_messages
-from hermes_deploy.protocol.tensors import INPUT_IDS, MESSAGES
+from hermes_deploy.chat import ChatTokenizer, Room
+from hermes_deploy.protocol.tensors import INPUT_IDS, PREPROCESS, PROMPT_AS_TEXT
 from hermes_deploy.repository.triton_parameters import MAX_CONTEXT, REQUEST_LOG
 from hermes_deploy.serving.faults import told_to_caller
+from hermes_deploy.serving.metrics import StepRefusals
+from hermes_deploy.serving.prompts import read_prompt
 from hermes_deploy.serving.request_log import RequestLog
-from hermes_deploy.serving.tensor_io import error_response, read_one
+from hermes_deploy.serving.tensor_io import error_response
 
 
 class Preprocess:
@@ -23,6 +23,7 @@ class Preprocess:
         self._tokenizer = tokenizer
         self._room = room
         self._log = log or RequestLog(None)
+        self._refusals = StepRefusals(pb_utils, PREPROCESS)
 
     @classmethod
     def load(cls, args: dict[str, str], pb_utils: Any) -> Preprocess:
@@ -37,14 +38,17 @@ class Preprocess:
     def execute(self, requests: list[Any]) -> list[Any]:
         return [self._encode(request) for request in requests]
 
+    def close(self) -> None:
+        self._log.close()
+        self._refusals.close()
+
     def _encode(self, request: Any) -> Any:
         began = time.monotonic()
         try:
-            messages = parse_messages(read_one(self._triton, request, MESSAGES), self._room)
-            ids = self._tokenizer.encode_chat(messages)
+            ids = read_prompt(self._triton, request, self._tokenizer, PROMPT_AS_TEXT, self._room)
         except Exception as error:  # Triton would log its words, which may quote the request
             told = told_to_caller(error)
             self._log.story(request.request_id(), "ids", began).refused(told.code)
+            self._refusals.count(told.code)
             return error_response(self._triton, told)
-        tensor = self._triton.Tensor(INPUT_IDS.name, np.array(ids, dtype=np.int64))
-        return self._triton.InferenceResponse([tensor])
+        return self._triton.InferenceResponse([self._triton.Tensor(INPUT_IDS.name, ids)])

@@ -1,4 +1,4 @@
-"""Triton model chatml_preprocess: chat messages to token ids. The work is in hermes_deploy.serving.preprocess."""
+"""Triton model chatml_preprocess: a prompt as text to token ids. The work is in hermes_deploy.serving.preprocess."""
 
 from __future__ import annotations
 
@@ -15,3 +15,6 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return self.model.execute(requests)
+
+    def finalize(self) -> None:
+        self.model.close()
