@@ -74,6 +74,14 @@ SAMPLING: tuple[Tensor, ...] = (
     Tensor("timeout_ms", "INT32", (1,), "milliseconds after which the request ends with DEADLINE_EXCEEDED", True),
 )
 
+STREAM = Tensor(
+    "stream",
+    "BOOL",
+    (1,),
+    "false: the whole answer in one response, which HTTP generate needs; default true",
+    True,
+)
+
 # Triton 2.51 tells a model inside an ensemble nothing of its caller: these are how it hears that the caller has gone
 CANCEL_KEY = Tensor(
     "cancel_key",
@@ -169,8 +177,8 @@ class ModelTensors:
 
 
 MODELS: dict[str, ModelTensors] = {
-    ENGINE: ModelTensors((*PROMPT_FORMS, *SAMPLING, *LEASE, *BY_KEY), PIECE),
+    ENGINE: ModelTensors((*PROMPT_FORMS, *SAMPLING, STREAM, *LEASE, *BY_KEY), PIECE),
     PREPROCESS: ModelTensors(PROMPT_AS_TEXT, (INPUT_IDS,)),
     POSTPROCESS: ModelTensors(PIECE, PIECE),
-    ENSEMBLE: ModelTensors((*PROMPT_AS_TEXT, *SAMPLING, *LEASE), PIECE),
+    ENSEMBLE: ModelTensors((*PROMPT_AS_TEXT, *SAMPLING, STREAM, *LEASE), PIECE),
 }

@@ -24,6 +24,7 @@ from hermes_deploy.protocol.tensors import (
     PREPROCESS,
     PROMPT_AS_TEXT,
     SAMPLING,
+    STREAM,
     Tensor,
 )
 from hermes_deploy.repository.engine_config import EngineConfig
@@ -89,7 +90,7 @@ def _ensemble() -> Any:
     # inside the ensemble the engine's tensors are called raw_*: the post step gives the public names
     raw = {tensor.name: f"raw_{tensor.name}" for tensor in PIECE}
     _step(message, PREPROCESS, {t.name: t.name for t in PROMPT_AS_TEXT}, {INPUT_IDS.name: INPUT_IDS.name})
-    _step(message, ENGINE, {t.name: t.name for t in (INPUT_IDS, *SAMPLING, *LEASE)}, raw)
+    _step(message, ENGINE, {t.name: t.name for t in (INPUT_IDS, *SAMPLING, STREAM, *LEASE)}, raw)
     _step(message, POSTPROCESS, raw, {t.name: t.name for t in PIECE})
     return message
 

@@ -3,10 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain
 
 from hermes_deploy.chat import ChatTokenizer, StopText
 from hermes_deploy.runtime.stream import Delta, Generation
 from hermes_deploy.serving.tensor_io import Piece
+
+
+def in_one(pieces: Sequence[Piece]) -> Piece:
+    """All pieces of one answer, as one."""
+    first, last = pieces[0], pieces[-1]
+    return replace(
+        last,
+        text="".join(piece.text for piece in pieces),
+        token_ids=tuple(chain.from_iterable(piece.token_ids for piece in pieces)),
+        cached_tokens=first.cached_tokens,
+        logprobs=tuple(chain.from_iterable(piece.logprobs for piece in pieces)),
+        prompt_token_ids=first.prompt_token_ids,
+        prompt_logprobs=first.prompt_logprobs,
+    )
 
 
 class Answer:

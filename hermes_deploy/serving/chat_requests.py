@@ -17,7 +17,7 @@ import numpy.typing as npt
 from hermes_deploy.chat import ChatTokenizer, Room
 from hermes_deploy.chat.stop_text import MAX_STOPS
 from hermes_deploy.errors import RequestError
-from hermes_deploy.protocol.tensors import ENGINE, MODELS, PROMPT_FORMS, Tensor
+from hermes_deploy.protocol.tensors import ENGINE, MODELS, PROMPT_FORMS, STREAM, Tensor
 from hermes_deploy.repository.engine_config import SamplingDefaults
 from hermes_deploy.runtime.sampling import LONGEST_BAD_WORD, MOST_BAD_WORDS, MOST_BIASES, Sampling
 from hermes_deploy.runtime.stream import Generation
@@ -35,10 +35,14 @@ _INPUTS: dict[str, Tensor] = {tensor.name: tensor for tensor in MODELS[ENGINE].i
 
 @dataclass(frozen=True)
 class Asked:
-    """`generations`: one for each of the n answers to one prompt, in the order of their index."""
+    """`generations`: one for each of the n answers to one prompt, in the order of their index.
+
+    `in_one`: the answer is sent when it is complete, in one response.
+    """
 
     generations: tuple[Generation, ...]
     stop_texts: tuple[str, ...]
+    in_one: bool = False
 
 
 def read_request(
@@ -63,6 +67,9 @@ def read_request(
     n = given.one("n", 1)
     if not 1 <= n <= slots:
         raise RequestError(f"n is {n}; this server has {slots} slots, one for each answer, so allowed is 1 to {slots}")
+    in_one = not given.one(STREAM.name, True)
+    if in_one and n > 1:
+        raise RequestError(f"stream is false and n is {n}; one response holds one answer, so leave out one of the two")
     own_stops = frozenset[int]() if given.one("ignore_eos", False) else stop_ids
     first = Generation(
         read_prompt(pb_utils, request, tokenizer, PROMPT_FORMS, room),
@@ -78,7 +85,7 @@ def read_request(
     )
     # the prompt is the same for all, and so are its logprobs
     others = (replace(first, index=index, prompt_logprobs=None) for index in range(1, n))
-    return Asked((first, *others), given.texts("stop", MAX_STOPS))
+    return Asked((first, *others), given.texts("stop", MAX_STOPS), in_one)
 
 
 class _Given:

@@ -143,7 +143,7 @@ class EngineModel:
                     story.prompt(self._tokenizer.decode(first.prompt.tolist()))
                 if let_go():  # before there were streams to cancel
                     _cancel(streams)
-                reply.send_pieces(streams, answers)
+                reply.send_pieces(streams, answers, whole=asked.in_one)
         except Exception as error:  # this thread is all that answers the caller, who would wait forever
             told = told_to_caller(error)
             code = told.code

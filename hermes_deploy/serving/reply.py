@@ -10,7 +10,7 @@ from typing import Any
 
 from hermes_deploy.errors import RequestError
 from hermes_deploy.runtime.stream import TokenStream, take_any
-from hermes_deploy.serving.answer import Answer
+from hermes_deploy.serving.answer import Answer, in_one
 from hermes_deploy.serving.request_log import Story
 from hermes_deploy.serving.tensor_io import Piece, error_response, piece_response
 
@@ -30,8 +30,12 @@ class Reply:
         self._sent: Piece | None = None
         self._ended = False
 
-    def send_pieces(self, streams: Sequence[TokenStream], answers: Sequence[Answer]) -> None:
-        """Until the last piece of the last answer. Raises RequestError for a failure before the first piece."""
+    def send_pieces(self, streams: Sequence[TokenStream], answers: Sequence[Answer], *, whole: bool = False) -> None:
+        """Until the last piece of the last answer. Raises RequestError for a failure before the first piece.
+
+        `whole`: of a single answer, sent in one piece when it is complete.
+        """
+        kept: list[Piece] = []
         open_answers = list(zip(streams, answers, strict=True))
         while open_answers:
             waiting = all(stream.admitted is None for stream in streams)
@@ -53,6 +57,11 @@ class Reply:
                 open_answers.append((stream, answer))
             if piece.finish_reason == "error":
                 open_answers.clear()
+            if whole:
+                kept.append(piece)
+                if open_answers:
+                    continue
+                piece = in_one(kept)
             self._send(piece, final=not open_answers)
 
     def fail(self, error: RequestError) -> None:
