@@ -5,6 +5,8 @@ from __future__ import annotations
 import secrets
 import time
 import uuid
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Unpack
@@ -20,10 +22,11 @@ from hermes_deploy.client.records import (
     check_door,
     checked_prompt,
 )
+from hermes_deploy.client.renewals import Renewals
 from hermes_deploy.client.sampling import Sampling, SamplingOptions, check_text, check_timeout
 from hermes_deploy.client.stream import Stream, rpc_error
-from hermes_deploy.client.wire import chat_request, hold_request
-from hermes_deploy.protocol import methods
+from hermes_deploy.client.wire import LEASE_MS, chat_request, hold_request, renew_request
+from hermes_deploy.protocol import methods, tensors
 
 MAX_MESSAGE_BYTES = 16 * 2**20
 
@@ -70,6 +73,7 @@ class Client:
             if credentials is None
             else grpc.secure_channel(url, credentials, _OPTIONS)
         )
+        self._renewals = Renewals(self._renew, LEASE_MS / 3e3)
 
     def __enter__(self) -> Client:
         return self
@@ -82,6 +86,7 @@ class Client:
     def close(self) -> None:
         """Ends every stream of this client and the connection."""
         self._closed = True
+        self._renewals.close()
         self._channel.close()
 
     def stream(
@@ -101,28 +106,35 @@ class Client:
         engine's own door; "ensemble" goes through Triton's pipeline, which hides from the engine that a caller has
         gone: a second request, to the engine itself, holds the first, and Triton does tell of its end. The rest,
         from max_tokens to n: see `Sampling`. With n > 1 the pieces of all answers come mixed, each with its `index`.
+
+        A thread of the Client tells the server that this process is still there while anything streams, be it read or
+        not; a process that cannot for 15 s (stopped, off the network) loses its answers, with Cancelled.
         """
         asked = checked_prompt(prompt, system)
         chosen = Sampling(**sampling)  # type: ignore[arg-type]  # lists and mappings are made tuples
         call = self._facts(check_door(door), request_id)
         timeout_s = check_timeout(timeout)
         # 128 random bits: whoever knows the key can end the request, and nobody else is told it
-        key = secrets.token_hex(16) if door == "ensemble" else None
+        key = secrets.token_hex(16)
         request = chat_request(call.model, call.request_id, asked, chosen, timeout_s, key)
         if request.ByteSize() > MAX_MESSAGE_BYTES:
             raise InvalidRequest(
                 f"the request has {request.ByteSize():,} bytes; at most {MAX_MESSAGE_BYTES:,} can be sent", call=call
             )
         self._check_open()
-        method = methods.STREAM_INFER
-        open_stream = self._channel.stream_stream(method.path, method.serialize_request, method.parse_response)
+
+        def start() -> Any:
+            self._renewals.add(key)
+            responses = self._open(request, timeout_s)
+            responses.add_done_callback(lambda _: self._renewals.drop(key))  # however it ends
+            return responses
+
+        # a stream of its own: Triton 2.51 keeps what it should let go where a stream with two requests ends early
+        def hold() -> Any:
+            return self._open(hold_request(f"{call.request_id}-hold", key))
+
         return Stream(
-            lambda: open_stream(iter((request,)), timeout=timeout_s),
-            call,
-            timeout_s,
-            answers=chosen.n or 1,
-            # a stream of its own: Triton 2.51 keeps what it should let go where a stream with two requests ends early
-            hold=None if key is None else lambda: open_stream(iter((hold_request(f"{call.request_id}-hold", key),))),
+            start, call, timeout_s, answers=chosen.n or 1, hold=hold if call.model == tensors.ENSEMBLE else None
         )
 
     def ask(
@@ -172,6 +184,17 @@ class Client:
                     code="DEADLINE_EXCEEDED",
                 )
             time.sleep(0.05)
+
+    def _open(self, request: Any, timeout_s: float | None = None) -> Any:
+        method = methods.STREAM_INFER
+        stream = self._channel.stream_stream(method.path, method.serialize_request, method.parse_response)
+        return stream(iter((request,)), timeout=timeout_s)
+
+    def _renew(self, keys: Sequence[str], timeout_s: float) -> None:
+        # one that fails says what the streams will be told themselves; ValueError: this Client was closed meanwhile
+        with suppress(grpc.RpcError, ValueError):
+            for _ in self._open(renew_request(f"renew-{uuid.uuid4().hex}", keys), timeout_s):
+                pass
 
     def _call(self, method: methods.Method, timeout: float, **fields: Any) -> Any:
         self._check_open()

@@ -49,8 +49,9 @@ class Received:
     prompt_logprobs: tuple[TokenLogprob, ...]
 
 
-LEASE_MS = 5_000
-"""A request through the ensemble ends when nobody has held it for so long."""
+LEASE_MS = 15_000
+"""A request ends when its key was not renewed for so long. Far more than a process may pause (a garbage collection, a
+starved CPU) or an answer of a busy server may take: what it ends wrongly is worse than what it ends late."""
 
 
 def chat_request(
@@ -61,7 +62,7 @@ def chat_request(
     timeout_s: float | None = None,
     cancel_key: str | None = None,
 ) -> ModelInferRequest:
-    """`timeout_s` goes along, for Triton does not pass it on. `cancel_key`: the request lives while it is held."""
+    """`timeout_s` goes along, for Triton does not pass it on. `cancel_key`: it has a lease, to be renewed."""
     request = ModelInferRequest(model_name=model, id=request_id)
     values: dict[str, Sequence[Any]] = (
         {tensors.PROMPT.name: [prompt.text.encode()]}
@@ -94,6 +95,14 @@ def hold_request(hold_id: str, cancel_key: str) -> ModelInferRequest:
     request = ModelInferRequest(model_name=tensors.ENGINE, id=hold_id)
     request.inputs.add(name=tensors.HOLD.name, datatype=tensors.HOLD.dtype, shape=[1])
     request.raw_input_contents.append(encode(tensors.HOLD, [cancel_key.encode()]))
+    return request
+
+
+def renew_request(renew_id: str, cancel_keys: Sequence[str]) -> ModelInferRequest:
+    """The leases of the requests of `cancel_keys` begin anew."""
+    request = ModelInferRequest(model_name=tensors.ENGINE, id=renew_id)
+    request.inputs.add(name=tensors.RENEW.name, datatype=tensors.RENEW.dtype, shape=[len(cancel_keys)])
+    request.raw_input_contents.append(encode(tensors.RENEW, [key.encode() for key in cancel_keys]))
     return request
 
 

@@ -94,7 +94,7 @@ LEASE_MS = Tensor(
     "lease_ms",
     "INT32",
     (1,),
-    "with cancel_key: it ends when nobody has held it for so many milliseconds",
+    "with cancel_key: it ends when nobody has renewed it for so many milliseconds",
     True,
 )
 LEASE: tuple[Tensor, ...] = (CANCEL_KEY, LEASE_MS)
@@ -107,8 +107,15 @@ HOLD = Tensor(
     True,
 )
 CANCEL = Tensor("cancel", "BYTES", (1,), "cancel_key of a request, alone: it ends now, on either door", True)
-BY_KEY: tuple[Tensor, ...] = (HOLD, CANCEL)
-"""Calls of the engine that ask for no answer, but speak of another request."""
+RENEW = Tensor(
+    "renew",
+    "BYTES",
+    (-1,),
+    "cancel_keys of requests, alone: the lease of each begins anew; keys that are not known are passed over",
+    True,
+)
+BY_KEY: tuple[Tensor, ...] = (HOLD, CANCEL, RENEW)
+"""Calls of the engine that ask for no answer, but speak of other requests."""
 
 TEXT = Tensor("text", "BYTES", (1,), "UTF-8 text released by this piece; concatenated = the answer")
 TOKEN_IDS = Tensor("token_ids", "INT64", (-1,), "token ids generated since the last piece")

@@ -31,7 +31,7 @@ from hermes_deploy.serving.answer import Answer
 from hermes_deploy.serving.chat_requests import Asked, read_request
 from hermes_deploy.serving.control import ControlServer, loop_settings, open_control
 from hermes_deploy.serving.faults import told_to_caller
-from hermes_deploy.serving.lease_requests import KeyCall, read_key_call, read_lease
+from hermes_deploy.serving.lease_requests import is_key_call, read_key_call, read_lease
 from hermes_deploy.serving.leases import Lease, Leases
 from hermes_deploy.serving.metrics import TritonMetrics
 from hermes_deploy.serving.reply import Reply
@@ -67,6 +67,8 @@ class EngineModel:
         self._metrics = TritonMetrics(pb_utils, loop.metrics)
         # one more than the loop takes: there is always a thread that can tell a caller to come back later
         self._threads = ThreadPoolExecutor(slots + loop.queue_limit + 1, thread_name_prefix="answer")
+        # of its own: a renewal does not wait behind those who ask for answers
+        self._key_calls = ThreadPoolExecutor(1, thread_name_prefix="keys")
         self._control: ControlServer | None = None
         self._log = log or RequestLog(None)
         self._leases = Leases(pb_utils, _KEYS_A_REQUEST * (slots + loop.queue_limit))
@@ -90,28 +92,41 @@ class EngineModel:
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
-            self._threads.submit(self._begin, request, request.get_response_sender(), time.monotonic())
+            sender = request.get_response_sender()
+            if is_key_call(self._triton, request):
+                self._key_calls.submit(self._obey, request, sender)
+            else:
+                self._threads.submit(self._begin, request, sender, time.monotonic())
 
     def close(self) -> None:
         if self._control is not None:
             self._control.close()
         self._loop.close()
         self._threads.shutdown()
+        self._key_calls.shutdown()
         self._leases.close()
         self._log.close()
         self._metrics.close()
 
     def _begin(self, request: Any, sender: Any, arrived: float) -> None:
+        self._answer(request, sender, self._log.story(request.request_id(), self._door(request), arrived))
+
+    def _obey(self, request: Any, sender: Any) -> None:
+        final = self._triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL
         try:
             call = read_key_call(self._triton, request)
-            if call is not None:
-                self._obey(call, sender)
-                return
+            match call.do:
+                case "hold":
+                    self._leases.hold(call.keys[0], sender)
+                case "renew":
+                    self._leases.renew(call.keys)
+                    sender.send(flags=final)
+                case "cancel":
+                    self._leases.cancel(call.keys[0])
+                    done = Piece("", (), 0, 0, finish_reason="cancelled")
+                    sender.send(piece_response(self._triton, done), flags=final)
         except Exception as error:  # this thread is all that answers the caller, who would wait forever
-            final = self._triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL
             sender.send(error_response(self._triton, told_to_caller(error)), flags=final)
-            return
-        self._answer(request, sender, self._log.story(request.request_id(), self._door(request), arrived))
 
     def _door(self, request: Any) -> str:
         """How the prompt came, for the log; "ids" is the ensemble too."""
@@ -120,21 +135,12 @@ class EngineModel:
                 return door
         return "ids"
 
-    def _obey(self, call: KeyCall, sender: Any) -> None:
-        if call.do == "hold":
-            self._leases.hold(call.key, sender)
-        else:
-            self._leases.cancel(call.key)
-            done = Piece("", (), 0, 0, finish_reason="cancelled")
-            final = self._triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-            sender.send(piece_response(self._triton, done), flags=final)
-
     def _answer(self, request: Any, sender: Any, story: Story) -> None:
         reply = Reply(self._triton, sender, story)
         streams: list[TokenStream] = []
         code = ""
         try:
-            with self._leases.taken(self._lease(request), lambda: _cancel(streams)) as let_go:
+            with self._leases.taken(self._lease(request), lambda why: _cancel(streams, why)) as let_go:
                 asked, answers = self._read(request)
                 first = asked.generations[0]
                 story.asked(first.client, len(first.prompt))
@@ -190,6 +196,9 @@ def end_process(cause: str) -> None:
     end.start()
 
 
-def _cancel(streams: list[TokenStream]) -> None:
+def _cancel(streams: list[TokenStream], why: str = "") -> None:
+    """`why`: what a caller is told who did not ask for it."""
     for stream in streams:
+        if why:
+            stream.end("cancelled", RequestError(why, "CANCELLED"))
         stream.cancel()

@@ -6,33 +6,41 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hermes_deploy.errors import RequestError
-from hermes_deploy.protocol.tensors import BY_KEY, CANCEL_KEY, ENGINE, HOLD, LEASE_MS, MODELS, Tensor
+from hermes_deploy.protocol.tensors import BY_KEY, CANCEL_KEY, ENGINE, LEASE_MS, MODELS, Tensor
 from hermes_deploy.serving.leases import Lease
-from hermes_deploy.serving.tensor_io import read_one, read_text
+from hermes_deploy.serving.tensor_io import read_one, read_text, read_texts
 
 SHORTEST_KEY, LONGEST_KEY = 16, 128
 """Characters. 16 of a base64 alphabet hold 96 bits: nobody ends another's request by guessing."""
 LONGEST_LEASE_MS = 3_600_000
+MOST_RENEWED = 1024
+"""Keys in one call."""
 
 
 @dataclass(frozen=True)
 class KeyCall:
-    """A call about the request of `key`."""
+    """A call about the requests of `keys`: one, but for "renew"."""
 
-    do: Literal["hold", "cancel"]
-    key: str
+    do: Literal["hold", "cancel", "renew"]
+    keys: tuple[str, ...]
 
 
-def read_key_call(pb_utils: Any, request: Any) -> KeyCall | None:
-    """None for a request that wants an answer. Raises RequestError for one that wants both, or has no good key."""
-    keys = {tensor: read_text(pb_utils, request, tensor) for tensor in BY_KEY}
-    given = [tensor for tensor in BY_KEY if keys[tensor] is not None]
-    if not given:
-        return None
-    others = [t.name for t in MODELS[ENGINE].inputs if t is not given[0] and _is_given(pb_utils, request, t)]
+def is_key_call(pb_utils: Any, request: Any) -> bool:
+    """Whether `request` speaks of others, and wants no answer of its own."""
+    return any(_is_given(pb_utils, request, tensor) for tensor in BY_KEY)
+
+
+def read_key_call(pb_utils: Any, request: Any) -> KeyCall:
+    """Of a request that is one. Raises RequestError for one that wants an answer as well, or has no good key."""
+    tensor = next(t for t in BY_KEY if _is_given(pb_utils, request, t))
+    others = [t.name for t in MODELS[ENGINE].inputs if t is not tensor and _is_given(pb_utils, request, t)]
     if others:
-        raise RequestError(f"found {given[0].name} with {', '.join(others)}; it is sent alone")
-    return KeyCall("hold" if given[0] is HOLD else "cancel", _checked(given[0], keys[given[0]] or ""))
+        raise RequestError(f"found {tensor.name} with {', '.join(others)}; it is sent alone")
+    keys = read_texts(pb_utils, request, tensor)
+    if not 1 <= len(keys) <= MOST_RENEWED:
+        raise RequestError(f"{tensor.name} has {len(keys)} keys; allowed are 1 to {MOST_RENEWED} in one call")
+    do: Any = tensor.name  # one of the three: they are named after what they do
+    return KeyCall(do, tuple(_checked(tensor, key) for key in keys))
 
 
 def read_lease(pb_utils: Any, request: Any) -> Lease | None:

@@ -101,13 +101,14 @@ def messages_of(request: ModelInferRequest) -> Any:
 class FakeTriton:
     """`script` answers each request; `requests`, `metadata` and `cancelled` say what the server saw.
 
-    A hold (see docs/requests.md), which comes on a stream of its own, is only written down.
+    Holds and renewals (see docs/requests.md), which come on streams of their own, are only written down.
     """
 
     script: Script = lambda _request, _context: iter((piece("Paris.", "stop", final=True),))
     loaded: tuple[str, ...] = ("hermes", "hermes_engine")
     requests: list[ModelInferRequest] = field(default_factory=list)
     holds: list[ModelInferRequest] = field(default_factory=list)
+    renewals: list[ModelInferRequest] = field(default_factory=list)
     metadata: list[dict[str, str | bytes]] = field(default_factory=list)
     cancelled: threading.Event = field(default_factory=threading.Event)
 
@@ -154,8 +155,9 @@ class FakeTriton:
         context.add_callback(lambda: None if ended.is_set() else self.cancelled.set())
         self.metadata.append(dict(context.invocation_metadata()))
         for request in requests:
-            if [tensor.name for tensor in request.inputs] == ["hold"]:
-                self.holds.append(request)
+            kind = [tensor.name for tensor in request.inputs]
+            if kind in (["hold"], ["renew"]):
+                (self.holds if kind == ["hold"] else self.renewals).append(request)
                 yield final_only(request.id)
                 continue
             self.requests.append(request)
