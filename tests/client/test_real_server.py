@@ -13,13 +13,13 @@ from hermes_deploy.client import (
     Cancelled,
     Client,
     ClientError,
-    ConnectionFailed,
     ContextTooLong,
     DeadlineExceeded,
     Door,
     InvalidRequest,
     Message,
     ModelNotFound,
+    ProtocolMismatch,
 )
 from hermes_deploy.client.errors import CallFacts
 from hermes_deploy.client.sampling import Sampling
@@ -135,7 +135,7 @@ def test_a_model_that_is_not_served_is_told_apart(client: Client) -> None:  # no
 def test_the_http_and_metrics_ports_are_told_apart(server: Server) -> None:  # noqa: F811
     for address in (server.endpoints.http, server.endpoints.metrics):
         port = address.removesuffix("/metrics").rsplit(":", 1)[1]
-        with Client(f"127.0.0.1:{port}") as wrong, pytest.raises(ConnectionFailed, match="not a gRPC port"):
+        with Client(f"127.0.0.1:{port}") as wrong, pytest.raises(ProtocolMismatch, match="does not speak gRPC"):
             wrong.ask("?", timeout=30)
 
 

@@ -21,7 +21,7 @@ def test_a_bare_question_sends_one_message_and_leaves_sampling_to_the_server(
     request = triton.requests[0]
     assert request.model_name == "hermes_engine"
     assert len(request.id) == 32
-    assert list(inputs_of(request)) == ["messages"]
+    assert list(inputs_of(request)) == ["messages", "cancel_key", "lease_ms"]
     assert inputs_of(request)["messages"][:2] == ("BYTES", [1])
     assert messages_of(request) == [{"role": "user", "content": "Bonjour, ça va ? 🙂"}]
 
@@ -100,7 +100,7 @@ def test_every_tensor_of_the_table_can_be_sent(triton: FakeTriton, client: Clien
         timeout=1.5,
     )
     sent = inputs_of(triton.requests[0])
-    assert set(sent) == {"messages"} | {tensor.name for tensor in tensors.SAMPLING}
+    assert set(sent) == {"messages"} | {tensor.name for tensor in (*tensors.SAMPLING, *tensors.LEASE)}
     assert sent["ignore_eos"] == ("BOOL", [1], b"\1")
     assert sent["stop_token_ids"] == ("INT64", [2], struct.pack("<2q", 5, 6))
     assert sent["bad_words"] == ("BYTES", [1], b"\2\0\0\0\xc3\xa9")
@@ -182,7 +182,7 @@ def test_a_wrong_option_is_refused_with_what_is_allowed_and_nothing_is_sent(
     ("prompt", "words"),
     [
         ([], "at least one"),
-        (b"bytes", "takes a text or a list"),
+        (b"bytes", "takes a text, a list of messages or a RawPrompt"),
         (["text"], "message 0 is str"),
         ([{"role": "user"}], "keys role; it must have role and content"),
         ([{"role": "user", "content": "a", "name": "b"}], "nothing else"),

@@ -22,7 +22,7 @@ def over_http(server: Server, model: str, body: dict[str, Any]) -> tuple[int, li
     connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=60)
     connection.request("POST", f"/v2/models/{model}/generate_stream", json.dumps(body))
     answer = connection.getresponse()
-    lines = answer.read().decode().splitlines()
+    lines = answer.read().decode().split("\n")  # splitlines() knows more ends of lines than SSE does
     connection.close()
     return answer.status, [json.loads(line.removeprefix("data: ")) for line in lines if line]
 

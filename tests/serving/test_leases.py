@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
@@ -28,7 +29,7 @@ def leases() -> Iterator[Leases]:
 def test_a_hold_whose_caller_goes_ends_the_request(leases: Leases) -> None:
     holder, ended = Sender(), threading.Event()
     leases.hold(KEY, holder)
-    with leases.taken(Lease(KEY, None), ended.set) as let_go:
+    with leases.taken(Lease(KEY, None), lambda _: ended.set()) as let_go:
         time.sleep(4 * module.POLL)
         assert not ended.is_set()
         assert not let_go()
@@ -41,36 +42,61 @@ def test_a_caller_that_had_gone_before_its_request_came_has_it_ended_at_once(lea
     holder = Sender(cancelled=True)
     leases.hold(KEY, holder)
     assert holder.done.wait(10)
-    with leases.taken(Lease(KEY, None), lambda: None) as let_go:
+    with leases.taken(Lease(KEY, None), lambda _: None) as let_go:
         assert let_go()
 
 
 def test_a_hold_ends_with_its_request(leases: Leases) -> None:
     holder = Sender()
-    with leases.taken(Lease(KEY, None), lambda: None):
+    with leases.taken(Lease(KEY, None), lambda _: None):
         leases.hold(KEY, holder)
         assert not holder.done.is_set()
     assert holder.done.is_set()
     assert holder.sent == []
 
 
-def test_a_lease_ends_a_request_that_nobody_holds_and_no_other(leases: Leases) -> None:
-    ended, held, free = threading.Event(), threading.Event(), threading.Event()
-    leases.hold("h" * 32, Sender())
+def test_a_lease_ends_a_request_that_nobody_renews_and_no_other(leases: Leases) -> None:
+    told: list[str] = []
+    renewed, held, free = threading.Event(), threading.Event(), threading.Event()
     with (
-        leases.taken(Lease(KEY, 0.1), ended.set),
-        leases.taken(Lease("h" * 32, 0.1), held.set),
-        leases.taken(Lease("f" * 32, None), free.set),
+        leases.taken(Lease(KEY, 0.5), told.append),
+        leases.taken(Lease("r" * 32, 0.5), lambda _: renewed.set()),
+        leases.taken(Lease("h" * 32, 0.5), lambda _: held.set()),
+        leases.taken(Lease("f" * 32, None), lambda _: free.set()),
     ):
-        assert ended.wait(10)
-        time.sleep(0.3)
-        assert not held.is_set()
+        # a hold stays open where the machine behind it is gone: it renews nothing
+        leases.hold("h" * 32, Sender())
+        until = time.monotonic() + 2
+        while time.monotonic() < until:
+            leases.renew(["r" * 32, "of nobody" * 3])
+            time.sleep(0.02)
+        assert [words for words in told if "nobody renewed its lease for 0.5 s" in words] == told != []
+        assert held.is_set()
+        assert not renewed.is_set()
         assert not free.is_set()
+
+
+def test_time_in_which_the_process_did_not_run_is_not_the_callers(
+    leases: Leases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended, clock = threading.Event(), [time.monotonic()]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=time.sleep))
+    with leases.taken(Lease(KEY, 3.0), lambda _: ended.set()):
+        clock[0] += 3600
+        time.sleep(3 * module.LEASE_POLL)
+        assert not ended.is_set()
+        for _ in range(40):
+            clock[0] += 0.5
+            time.sleep(module.LEASE_POLL / 4)
+        assert ended.wait(10)
 
 
 def test_a_key_cancels_its_own_request_once(leases: Leases) -> None:
     mine, other = threading.Event(), threading.Event()
-    with leases.taken(Lease(KEY, None), mine.set), leases.taken(Lease("o" * 32, None), other.set):
+    with (
+        leases.taken(Lease(KEY, None), lambda _: mine.set()),
+        leases.taken(Lease("o" * 32, None), lambda _: other.set()),
+    ):
         leases.cancel(KEY)
         assert mine.is_set()
         assert not other.is_set()
@@ -86,15 +112,15 @@ def test_a_key_names_one_request_and_has_one_holder(leases: Leases) -> None:
     with pytest.raises(RequestError, match="is held already"):
         leases.hold(KEY, Sender())
     with (
-        leases.taken(Lease(KEY, None), lambda: None),
+        leases.taken(Lease(KEY, None), lambda _: None),
         pytest.raises(RequestError, match="random one of its own: a request with it is running"),
-        leases.taken(Lease(KEY, None), lambda: None),
+        leases.taken(Lease(KEY, None), lambda _: None),
     ):
         pass
 
 
 def test_a_request_without_a_key_is_left_alone(leases: Leases) -> None:
-    with leases.taken(None, lambda: pytest.fail("nobody can end it")) as let_go:
+    with leases.taken(None, lambda _: pytest.fail("nobody can end it")) as let_go:
         assert not let_go()
 
 
