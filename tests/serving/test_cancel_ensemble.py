@@ -152,8 +152,8 @@ def test_a_request_over_http_is_cancelled_by_its_key(server: Server) -> None:
             asked = pool.submit(over_http, server, model, body)
             assert eventually(lambda: running(server) == 1)
             assert over_http(server, ENGINE, {"cancel": "x" * 32})[0] != 200
-            status, (said,) = over_http(server, ENGINE, {"cancel": KEY})
-            assert (status, said["finish_reason"]) == (200, "cancelled")
+            # the gauge is a second old: it may speak of the request before
+            assert eventually(lambda: over_http(server, ENGINE, {"cancel": KEY})[0] == 200)
             last = asked.result(60)[1][-1]
             assert last.get("finish_reason") == "cancelled", last
 
