@@ -27,6 +27,9 @@ HELLO = json.dumps([{"role": "user", "content": "hello"}])
 WRONG: tuple[dict[str, Any], ...] = (
     {"messages": text(CANARY.encode())},
     {"messages": text(b"\xff" + CANARY.encode())},
+    {"prompt": text(b"\xff" + CANARY.encode())},
+    {"prompt": text(CANARY.encode() * MAX_CONTEXT)},
+    {"prompt": text(CANARY.encode()), "messages": text(CANARY.encode())},
     {"messages": text(json.dumps([{"role": CANARY, "content": CANARY}]).encode())},
     {"messages": text(json.dumps([{"role": "user", "content": CANARY, CANARY: 1}]).encode())},
     {"messages": text(json.dumps([{"role": "user", "content": CANARY * MAX_CONTEXT}]).encode())},
@@ -137,7 +140,7 @@ def test_every_request_is_a_line_with_who_and_how_much(seen: Seen) -> None:
 def test_every_refusal_is_a_line_with_its_code(seen: Seen) -> None:
     refused = [line for line in seen.lines if line["message"] == "request refused"]
     assert {line["code"] for line in refused} >= {"INVALID_ARGUMENT", "OUT_OF_RANGE"}
-    assert {line["door"] for line in refused} == {"chat", "ids"}
+    assert {line["door"] for line in refused} == {"chat", "ids", "prompt"}
 
 
 def test_where_content_is_asked_for_it_is_there_for_both_doors_and_the_start_says_so(artifact: Path) -> None:

@@ -162,17 +162,6 @@ def test_a_tensor_of_another_dtype_or_shape_is_refused(raw: triton.InferenceServ
             send(raw, model, messages=np.array([7], np.int64))
 
 
-def test_exactly_one_of_the_two_doors_is_used(raw: triton.InferenceServerClient) -> None:
-    ids = np.array([1, 2], np.int64)
-    assert "found neither" in failure(raw, ENGINE, max_tokens=np.array([5], np.int32))[1]
-    assert "found both" in failure(raw, ENGINE, messages=text(json.dumps(CHAT).encode()), input_ids=ids)[1]
-
-
-def test_the_ensemble_says_so_when_there_are_no_messages(raw: triton.InferenceServerClient) -> None:
-    code, message = failure(raw, ENSEMBLE, max_tokens=np.array([5], np.int32))
-    assert (code, "input messages is missing" in message) == ("INVALID_ARGUMENT", True)
-
-
 def test_ids_outside_the_vocabulary_are_refused(raw: triton.InferenceServerClient) -> None:
     assert "token id 5000" in failure(raw, ENGINE, input_ids=np.array([5000], np.int64))[1]
     assert "no tokens" in failure(raw, ENGINE, input_ids=np.array([], np.int64))[1]

@@ -246,7 +246,7 @@ with Server(Path(sys.argv[1]), grpc_port=0, http_port=0, metrics_port=0) as serv
             pass
         for door in ("chat", "ensemble"):
             try:
-                client.ask("x" * 7000, max_tokens=3, prompt_logprobs=20, door=door, timeout=30)
+                client.ask("x" * 7000, max_tokens=3, prompt_logprobs=20, door=door, timeout=60)
                 print("answered")
             except ClientError as error:
                 print(error)
