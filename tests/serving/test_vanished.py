@@ -28,9 +28,10 @@ from hermes_deploy.client import Client, connection, wire
 from hermes_deploy.protocol.tensors import ENGINE, ENSEMBLE
 from hermes_deploy.repository.engine_config import read_engine_config
 from hermes_deploy.serving import Server
+from hermes_deploy.serving.lease_requests import MOST_RENEWED
 from tests.serving.artifact import MAX_CONTEXT, seal
 from tests.serving.processes import eventually
-from tests.serving.raw_requests import over_http, text
+from tests.serving.raw_requests import failure, over_http, send, text
 from tests.serving.serve_process import is_part
 from tests.serving.test_cancel_ensemble import running, tensor
 from tests.serving.test_metrics import scrape
@@ -243,9 +244,26 @@ def test_a_client_that_is_stopped_loses_its_slots_and_is_told_why_when_it_goes_o
         assert eventually(lambda: running(server) == 0)
 
 
-def engine_process(server: Server) -> psutil.Process:
+def test_one_call_renews_many_and_not_more_than_it_may(server: Server) -> None:
+    with triton.InferenceServerClient(server.endpoints.grpc) as raw:
+        keys = np.array([f"{number:032}".encode() for number in range(MOST_RENEWED + 1)], dtype=np.object_)
+        assert send(raw, ENGINE, renew=keys[:-1]) == []
+        assert failure(raw, ENGINE, renew=keys) == ("INVALID_ARGUMENT", "renew has 1025 texts; at most 1024 are taken")
+        code, message = failure(raw, ENGINE, renew=keys[:0])
+        assert (code, "renew has no key" in message) == ("INVALID_ARGUMENT", True), message
+
+
+@contextmanager
+def paused(server: Server) -> Iterator[None]:
+    """The engine's process, and the guard, who would take a stopped engine for a dead one: as in a frozen container."""
     assert server._guard is not None
-    return next(p for p in psutil.Process(server._guard.pid).children(recursive=True) if is_part(p, ENGINE))
+    guard = psutil.Process(server._guard.pid)
+    engine = next(p for p in guard.children(recursive=True) if is_part(p, ENGINE))
+    for process in (guard, engine):
+        process.suspend()
+    yield
+    for process in (engine, guard):
+        process.resume()
 
 
 @pytest.mark.parametrize("protected", [False, True])
@@ -265,10 +283,8 @@ def test_a_pause_of_the_engine_is_no_sign_that_its_callers_are_gone(
     try:
         assert eventually(lambda: running(server) == 1)
         renew()
-        engine = engine_process(server)
-        engine.suspend()
-        time.sleep(pause)
-        engine.resume()
+        with paused(server):
+            time.sleep(pause)
         if protected:
             until = time.monotonic() + lease
             while time.monotonic() < until:
@@ -277,7 +293,8 @@ def test_a_pause_of_the_engine_is_no_sign_that_its_callers_are_gone(
             assert running(server) == 1
             over_http(server, ENGINE, {"cancel": KEY})
         asking.join(30)
+        assert not asking.is_alive()
         assert ended[0]["finish_reason"] == "cancelled"
-        assert ("nobody renewed" in ended[0]["error_message"]) is not protected
+        assert ("nobody renewed" in ended[0].get("error_message", "")) is not protected
     finally:
         pauses_count.unlink(missing_ok=True)
