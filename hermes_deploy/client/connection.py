@@ -13,7 +13,7 @@ from typing import Any, Unpack
 
 import grpc
 
-from hermes_deploy.client.errors import CallFacts, ClientError, DeadlineExceeded, InvalidRequest
+from hermes_deploy.client.errors import CallFacts, ClientError, DeadlineExceeded, InvalidRequest, error_for
 from hermes_deploy.client.records import (
     MODEL_OF_DOOR,
     Answer,
@@ -193,8 +193,9 @@ class Client:
     def _renew(self, keys: Sequence[str], timeout_s: float) -> None:
         # one that fails says what the streams will be told themselves; ValueError: this Client was closed meanwhile
         with suppress(grpc.RpcError, ValueError):
-            for _ in self._open(renew_request(f"renew-{uuid.uuid4().hex}", keys), timeout_s):
-                pass
+            for answer in self._open(renew_request(f"renew-{uuid.uuid4().hex}", keys), timeout_s):
+                if answer.error_message:  # only a server of another version says no
+                    raise error_for("", answer.error_message, CallFacts(self.url, model=tensors.ENGINE))
 
     def _call(self, method: methods.Method, timeout: float, **fields: Any) -> Any:
         self._check_open()

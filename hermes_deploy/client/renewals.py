@@ -10,17 +10,20 @@ The thread is there while something streams, and ends itself when nothing has fo
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
+
+_LOG = logging.getLogger(__name__)
 
 RENEWED_AT_ONCE = 512
 """Keys in one call; the engine takes twice as many."""
 
 
 class Renewals:
-    """`renew` tells the engine of keys, within `period` seconds; what it raises is its own affair.
+    """`renew` tells the engine of keys, within `period` seconds; what it raises is logged, and the next call comes.
 
     `period`: seconds between two calls. Every method may be called from any thread.
     """
@@ -61,7 +64,13 @@ class Renewals:
                 keys = iter(tuple(self._keys))
             due = time.monotonic() + self._period
             for some in _slices(keys):
-                self._renew(some, self._period)
+                self._tell(some)
+
+    def _tell(self, keys: Sequence[str]) -> None:
+        try:
+            self._renew(keys, self._period)
+        except Exception as error:  # without this thread every later stream would lose its lease
+            _LOG.warning("leases were not renewed, which is tried again in %g s: %r", self._period, error)
 
 
 def _slices(keys: Iterator[str]) -> Iterator[list[str]]:

@@ -65,6 +65,11 @@ class Doorman:
     def alive(self) -> bool:
         return self._thread.is_alive()
 
+    @property
+    def owing(self) -> int:
+        """Callers whose answer is not whole yet, or has not left this process: they may read slowly."""
+        return sum(caller.is_owed for caller in tuple(self._callers))
+
     def close(self) -> None:
         """Cuts every connection."""
         with contextlib.suppress(RuntimeError):  # the loop has ended
@@ -80,7 +85,7 @@ class Doorman:
         await self._closed.wait()
         server.close()
         for _ in range(_FLUSHES):
-            if all(caller.waits for caller in self._callers):
+            if not self.owing:
                 break
             await asyncio.sleep(0.1)
         # the tasks of those who are left are cancelled with the loop
@@ -224,6 +229,10 @@ class _Caller:
         self.begun = False
         self.held = 0
         self.rest = b""
+
+    @property
+    def is_owed(self) -> bool:
+        return not self.waits or self.writer.transport.get_write_buffer_size() > 0
 
     async def leaves(self) -> None:
         """Until it hangs up; what it says meanwhile is kept for later, but not without bounds."""

@@ -2,13 +2,15 @@
 
 Triton 2.51 truncates ensemble streams that are in flight when it gets SIGTERM, with no error and no last piece. So
 the engine is emptied first: it refuses what is new, what runs goes on until `until`, and then ends in-band. After
-the engine's last piece Triton still has to deliver it: `settled` waits until its counters stand still.
+the engine's last piece Triton still has to deliver it: `settled` waits until its counters stand still, and until the
+doormen (doorman.py) have given every answer over HTTP to its caller, who may read slowly.
 """
 
 from __future__ import annotations
 
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 from hermes_deploy.runtime.token_loop import Progress
@@ -25,11 +27,13 @@ _SETTLE_SECONDS = 8.0
 
 
 class Draining:
-    """`control`: the engine's socket; `metrics`: URL of Triton's metrics."""
+    """`control`: the engine's socket; `metrics`: URL of Triton's metrics. `owing`: how many are still being given
+    their answer over HTTP."""
 
-    def __init__(self, control: Path, metrics: str) -> None:
+    def __init__(self, control: Path, metrics: str, owing: Callable[[], int]) -> None:
         self._control = control
         self._metrics = metrics
+        self._owing = owing
 
     def refuse(self) -> int:
         """New requests are refused from here on; how many run or wait."""
@@ -48,7 +52,7 @@ class Draining:
             time.sleep(_POLL)
 
     def settled(self, until: float) -> bool:
-        """Waits until Triton has delivered what the engine gave it, or `until`, but 8 s in any case; whether it has.
+        """Waits until what the engine gave Triton is delivered, or `until`, but 8 s in any case; whether it is.
 
         Where the engine is faster than the post step of the ensemble, thousands of pieces can be on their way.
         """
@@ -57,7 +61,7 @@ class Draining:
         while time.monotonic() < until:
             time.sleep(_QUIET)
             now = _counters(self._metrics)
-            if now == before:
+            if now == before and not self._owing():
                 return True
             before = now
         return False

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hermes_deploy.errors import RequestError
-from hermes_deploy.protocol.tensors import BY_KEY, CANCEL_KEY, ENGINE, LEASE_MS, MODELS, Tensor
+from hermes_deploy.protocol.tensors import BY_KEY, CANCEL_KEY, ENGINE, LEASE_MS, MODELS, RENEW, Tensor
 from hermes_deploy.serving.leases import Lease
 from hermes_deploy.serving.tensor_io import read_one, read_text, read_texts
 
@@ -36,9 +36,9 @@ def read_key_call(pb_utils: Any, request: Any) -> KeyCall:
     others = [t.name for t in MODELS[ENGINE].inputs if t is not tensor and _is_given(pb_utils, request, t)]
     if others:
         raise RequestError(f"found {tensor.name} with {', '.join(others)}; it is sent alone")
-    keys = read_texts(pb_utils, request, tensor)
-    if not 1 <= len(keys) <= MOST_RENEWED:
-        raise RequestError(f"{tensor.name} has {len(keys)} keys; allowed are 1 to {MOST_RENEWED} in one call")
+    keys = read_texts(pb_utils, request, tensor, MOST_RENEWED if tensor is RENEW else 1)
+    if not keys:
+        raise RequestError(f"{tensor.name} has no key; give the cancel_key of a request")
     do: Any = tensor.name  # one of the three: they are named after what they do
     return KeyCall(do, tuple(_checked(tensor, key) for key in keys))
 

@@ -174,6 +174,11 @@ class Server:
         if not all(doorman.alive for doorman in self._doormen):
             raise ServeError(self._obituary("a doorman before the server's HTTP ended"))
 
+    @property
+    def owing(self) -> int:
+        """Callers over HTTP who have not been given all of their answer."""
+        return sum(doorman.owing for doorman in self._doormen)
+
     def look_at_files(self) -> FilesLook:
         """Whether what it loaded from the artifact is still what was verified."""
         assert self._files is not None, "start() comes first"

@@ -173,7 +173,7 @@ class _Supervisor:
         if not self._up:
             return
         self._health.enter("draining")
-        draining = Draining(self._server.control, self._server.inside.metrics)
+        draining = Draining(self._server.control, self._server.inside.metrics, lambda: self._server.owing)
         timeout = self._settings.drain_timeout
         until = time.monotonic() + timeout
         why = f"the server is stopping, and this answer did not end within the {timeout:g} s that it had"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import threading
 import time
 import urllib.request
@@ -19,6 +20,7 @@ import pytest
 from hermes_deploy.client import Client, ClientError
 from hermes_deploy.protocol.tensors import ENSEMBLE
 from hermes_deploy.serving import Server
+from hermes_deploy.serving.drain import Draining
 from tests.serving.artifact import MAX_SLOTS
 from tests.serving.processes import eventually
 from tests.serving.serve_process import ServeProcess, serving
@@ -134,3 +136,49 @@ def test_a_second_signal_cuts_short_and_still_tells(artifact: Path) -> None:
         ended = [answer.result(60) for answer in answers]
         assert_clean_end(served)
     assert all("told twice to stop" in answer.reason for answer in ended), ended
+
+
+def begin_slowly(server: Server, tokens: int) -> socket.socket:
+    """Asks over HTTP, with so little room in the kernel that the answer has to wait in the server."""
+    slow = socket.socket()
+    slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    slow.settimeout(60)
+    slow.connect(("127.0.0.1", server.http_port))
+    messages = json.dumps([{"role": "user", "content": "hello"}])
+    body = json.dumps(
+        {"messages": messages, "max_tokens": tokens, "temperature": 0.0, "logprobs": 20, "n": MAX_SLOTS}
+    ).encode()
+    head = f"POST /v2/models/{ENSEMBLE}/generate_stream HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    slow.sendall(head.encode() + body)
+    return slow
+
+
+def read_rest(slow: socket.socket, go_on: threading.Event) -> bytes:
+    assert go_on.wait(60)
+    pieces = []
+    with suppress(ConnectionResetError):
+        while data := slow.recv(1 << 16):
+            pieces.append(data)
+    return b"".join(pieces)
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_an_answer_over_http_that_is_read_late_is_whole_where_the_drain_sees_it(artifact: Path, seen: bool) -> None:
+    go_on = threading.Event()
+    with (
+        Server(artifact, grpc_port=0, http_port=0, metrics_port=0) as server,
+        begin_slowly(server, tokens=2200) as slow,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert slow.recv(1000)
+        reading = pool.submit(read_rest, slow, go_on)
+        draining = Draining(server.control, server.inside.metrics, lambda: server.owing if seen else 0)
+        assert draining.refuse() == MAX_SLOTS
+        assert draining.emptied(time.monotonic() + 60) == 0
+        if seen:
+            threading.Timer(2.5, go_on.set).start()  # Triton's counters stand still long before
+        assert draining.settled(time.monotonic() + 60)
+        server.stop()
+        go_on.set()
+        ended = reading.result(60).count(b'"finish_reason":"length"')
+    assert (ended == MAX_SLOTS) is seen
