@@ -48,6 +48,11 @@ class ControlledTokenizer:
         """Ids of the control tokens."""
         return self._ids
 
+    @property
+    def longest_control(self) -> int:
+        """Bytes of the longest control token as it is spelled; 0 where there is none."""
+        return max((len(name.encode()) for name in self._names), default=0)
+
     def meant(self, text: str) -> list[tuple[int, int]]:
         """(start, end) of the control tokens that stand wholly in one stretch of the template's own text."""
         return [span for start, end in own_runs(text) for span in self._found(text, start, end)]

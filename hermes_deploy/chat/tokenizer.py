@@ -54,8 +54,8 @@ class ChatTokenizer:
 
     @property
     def longest_token(self) -> int:
-        """Bytes of the longest token's text."""
-        return max(map(len, self._token_bytes.pieces))
+        """Bytes of text that the longest token stands for in a prompt; control tokens as they are spelled there."""
+        return max(*map(len, self._token_bytes.pieces), self._tokenizer.longest_control)
 
     @property
     def control_ids(self) -> frozenset[int]:
@@ -84,11 +84,14 @@ class ChatTokenizer:
         """Ids of a trusted whole prompt: those of `encode`, behind the BOS where this model's template begins with it.
 
         A text that has its BOS gets no second one. A template that writes no BOS was trained without: none is added,
-        whatever the tokenizer's own settings say. So the rendered text of a chat has the ids of that chat.
-        Raises RequestError as `encode` does.
+        whatever the tokenizer's own settings say. So the rendered text of a chat has the ids of that chat, with its
+        BOS or without. Raises RequestError as `encode` does.
         """
         ids = self.encode(text)
-        return ids if ids[: len(self._opening)] == self._opening else [*self._opening, *ids]
+        if not self._opening or ids[:1] == self._tokenizer.encode_trusted(self._opening):
+            return ids
+        # as text, not as an id before the others: the first word behind a BOS may be cut in another way
+        return self.encode(self._opening + text)
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of `text`, in which nothing is a control token. Adds nothing. Raises RequestError as `encode` does."""
@@ -133,21 +136,21 @@ _ANY_BOS = "\ufdd2"
 """Stands for the BOS token: Unicode keeps it out of all text, so a template that begins with it was given it."""
 
 
-def _opening(files: TokenizerFiles, tokenizer: ControlledTokenizer) -> list[int]:
-    """[id of the BOS token] where the template begins a prompt with whatever token that is; else []."""
+def _opening(files: TokenizerFiles, tokenizer: ControlledTokenizer) -> str:
+    """The BOS token where the template begins a prompt with whatever token that is; else ""."""
     if files.bos_token is None:
-        return []
+        return ""
     ids = tokenizer.encode_trusted(files.bos_token)
     if len(ids) != 1 or ids[0] not in tokenizer.control_ids:
-        return []
+        return ""
     template = ChatTemplate(files.chat_template, bos_token=_ANY_BOS, eos_token=files.eos_token)
     for roles in _PROBES:
         try:
             prompt = template.render([{"role": role, "content": "Hello"} for role in roles])
         except RequestError:
             continue
-        return ids if prompt.startswith(_ANY_BOS) else []
-    return []
+        return files.bos_token if prompt.startswith(_ANY_BOS) else ""
+    return ""
 
 
 def write_folder(files: TokenizerFiles, path: Path) -> None:
