@@ -15,6 +15,7 @@ from pathlib import Path
 
 from hermes_deploy.runtime.token_loop import Progress
 from hermes_deploy.serving.control import Command, ControlSilent, ask
+from hermes_deploy.serving.send_queues import Readers
 
 RETRY_SECONDS = 5
 """What those who are refused are told: about what a new server takes to come up where this one was."""
@@ -24,16 +25,19 @@ _POLL = 0.1
 _QUIET = 1.0
 """Seconds without a change in Triton's counters after which all is delivered."""
 _SETTLE_SECONDS = 8.0
+_PATIENCE = 3.0
+"""Seconds after which a gRPC reader who has taken nothing counts as one who does not read, and is not waited for."""
 
 
 class Draining:
     """`control`: the engine's socket; `metrics`: URL of Triton's metrics. `owing`: how many are still being given
-    their answer over HTTP."""
+    their answer over HTTP. `grpc_port`: on which the others are."""
 
-    def __init__(self, control: Path, metrics: str, owing: Callable[[], int]) -> None:
+    def __init__(self, control: Path, metrics: str, owing: Callable[[], int], grpc_port: int) -> None:
         self._control = control
         self._metrics = metrics
         self._owing = owing
+        self._readers = Readers((grpc_port,), _PATIENCE)
 
     def refuse(self) -> int:
         """New requests are refused from here on; how many run or wait."""
@@ -57,13 +61,14 @@ class Draining:
         Where the engine is faster than the post step of the ensemble, thousands of pieces can be on their way.
         """
         until = max(until, time.monotonic() + _SETTLE_SECONDS)
-        before = _counters(self._metrics)
+        before, since = _counters(self._metrics), time.monotonic()
         while time.monotonic() < until:
-            time.sleep(_QUIET)
-            now = _counters(self._metrics)
-            if now == before and not self._owing():
+            time.sleep(_POLL)
+            now, owed = _counters(self._metrics), self._owing() + self._readers.taking()
+            if now != before or owed:
+                before, since = now, time.monotonic()
+            elif time.monotonic() - since >= _QUIET:
                 return True
-            before = now
         return False
 
     def _ask(self, command: Command, why: str = "") -> Progress | None:

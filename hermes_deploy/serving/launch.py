@@ -42,6 +42,8 @@ REQUEST_PIPE = "requests"
 ADMIN = ("model-repository", "shared-memory", "trace", "logging")
 """Triton's endpoints that change the server or reach into this machine's memory."""
 ADMIN_HEADER = "hermes-admin"
+KEEPALIVE_MS = (10_000, 20_000)
+"""A gRPC connection that was silent for so long is asked for a sign of life, and has so long to give it."""
 INSIDE = "127.0.0.1"
 """Where Triton's HTTP and metrics listen."""
 
@@ -131,6 +133,12 @@ def command(
         f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
         f"--backend-config=python,stub-timeout-seconds={STUB_TIMEOUT}",
         "--exit-timeout-secs=8",
+        # without these a caller that was stopped, or whose network is gone, is never missed
+        f"--grpc-keepalive-time={KEEPALIVE_MS[0]}",
+        f"--grpc-keepalive-timeout={KEEPALIVE_MS[1]}",
+        # 0: as many as it takes. By default two are sent while no data is, and a hold, or a reader that has stopped
+        # reading, has no data
+        "--grpc-http2-max-pings-without-data=0",
         # requests that are kept for reuse keep the memory of the largest message that they ever held
         "--grpc-infer-allocation-pool-size=0",
         f"--http-restricted-api={restricted}",

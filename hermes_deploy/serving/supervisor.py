@@ -173,7 +173,8 @@ class _Supervisor:
         if not self._up:
             return
         self._health.enter("draining")
-        draining = Draining(self._server.control, self._server.inside.metrics, lambda: self._server.owing)
+        server = self._server
+        draining = Draining(server.control, server.inside.metrics, lambda: server.owing, server.grpc_port)
         timeout = self._settings.drain_timeout
         until = time.monotonic() + timeout
         why = f"the server is stopping, and this answer did not end within the {timeout:g} s that it had"

@@ -172,7 +172,9 @@ def test_an_answer_over_http_that_is_read_late_is_whole_where_the_drain_sees_it(
     ):
         assert slow.recv(1000)
         reading = pool.submit(read_rest, slow, go_on)
-        draining = Draining(server.control, server.inside.metrics, lambda: server.owing if seen else 0)
+        draining = Draining(
+            server.control, server.inside.metrics, lambda: server.owing if seen else 0, server.grpc_port
+        )
         assert draining.refuse() == MAX_SLOTS
         assert draining.emptied(time.monotonic() + 60) == 0
         if seen:

@@ -27,7 +27,7 @@ import tritonclient.grpc as triton
 from hermes_deploy.client import Client, connection, wire
 from hermes_deploy.protocol.tensors import ENGINE, ENSEMBLE
 from hermes_deploy.repository.engine_config import read_engine_config
-from hermes_deploy.serving import Server
+from hermes_deploy.serving import Server, launch
 from hermes_deploy.serving.lease_requests import MOST_RENEWED
 from tests.serving.artifact import MAX_CONTEXT, seal
 from tests.serving.processes import eventually
@@ -82,13 +82,18 @@ def pauses_count(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(artifact: Path, pauses_count: Path) -> Iterator[Server]:
+def slow_artifact(artifact: Path, pauses_count: Path) -> Path:
     slow = Path(shutil.copytree(artifact, pauses_count.parent / "artifact"))
     source = slow / ENGINE / "1/model.py"
     first = "import annotations\n"
     source.write_text(source.read_text().replace(first, first + SHIM.format(switch=str(pauses_count)), 1))
     seal(slow, read_engine_config(slow / ENGINE / "1"))
-    with Server(slow, grpc_port=0, http_port=0, metrics_port=0) as started:
+    return slow
+
+
+@pytest.fixture(scope="module")
+def server(slow_artifact: Path) -> Iterator[Server]:
+    with Server(slow_artifact, grpc_port=0, http_port=0, metrics_port=0) as started:
         yield started
 
 
@@ -187,6 +192,21 @@ def test_a_network_that_is_gone_without_a_word_ends_its_callers_leases_and_nothi
         assert eventually(lambda: scrape(server)["hermes_cancellations_total"] == before + 2)
         for model in (ENGINE, ENSEMBLE):
             assert over_http(server, ENGINE, {"cancel": f"{model:32}"})[0] == 200
+
+
+def test_pings_find_a_caller_of_the_direct_door_that_has_no_lease(
+    slow_artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "KEEPALIVE_MS", (1_000, 1_000))
+    with Server(slow_artifact, grpc_port=0, http_port=0, metrics_port=0) as pinging, network(pinging) as near:
+        raw = triton.InferenceServerClient(near.url)
+        without_lease(raw, ENGINE, key=KEY)
+        time.sleep(4)
+        assert running(pinging) == 1, "whoever answers pings is there"
+        near.vanish()
+        assert eventually(lambda: running(pinging) == 0)
+        near.close()
+        raw.close()
 
 
 STOPPABLE = """
