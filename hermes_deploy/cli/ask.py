@@ -63,6 +63,8 @@ def ask(
         raise UsageError("standard output is closed; the answer needs somewhere to go")
     if logprobs is not None and not as_json:
         raise UsageError("--logprobs is printed with --json only; add --json")
+    if raw and system is not None:
+        raise UsageError("--system was given with --raw, whose text is the whole prompt; write it into that")
     question = _standard_input() if prompt == "-" else prompt
     # the answer is UTF-8 whatever the locale says, and characters are never split: pieces are whole texts
     write, flush = sys.stdout.buffer.write, sys.stdout.flush
