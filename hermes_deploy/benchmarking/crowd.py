@@ -19,7 +19,8 @@ from hermes_deploy.chat import ChatTokenizer
 from hermes_deploy.client import Client, ClientError, Door, Overloaded, Piece
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0
-"""Seconds after a refusal, doubling with each that follows, a random quarter less: as the openai package does it."""
+"""Seconds after a refusal, doubling with each that follows, a random quarter less: as the openai package does it. It
+also does what the server says where that is longer."""
 
 TICK = 5.0
 
@@ -82,8 +83,9 @@ class Answers:
         self.answers = self.refused = self.tokens = 0
         self.first_token_s: list[float] = []
 
-    def one(self, place: int) -> bool:
-        """Asks the prompt at `place`; False where it was refused for want of room, which is no fault."""
+    def one(self, place: int) -> float | None:
+        """Asks the prompt at `place`. Where it was refused for want of room, which is no fault: the seconds after which
+        the server wants to be asked again, 0 where it does not say."""
         asked = time.monotonic()
         ids: list[int] = []
         text, counted = "", True
@@ -99,21 +101,21 @@ class Answers:
                     counted = counted and self._note(piece, len(ids), asked)
                     ids += piece.token_ids
                     text += piece.text
-        except Overloaded:
+        except Overloaded as full:
             with self._lock:
                 self.refused += 1
-            return False
+            return full.retry_after_s or 0.0
         except ClientError as error:
             with self._lock:
                 self.faults.errors[f"{type(error).__name__}: {str(error)[:160]}"] += 1
-            return True
+            return None
         spelled = self._tokenizer.decode(ids)
         with self._lock:
             self.answers += 1
             self.faults.uncounted += not counted
             self.faults.misspelled += text != spelled
             self.faults.different += place in self._expected and ids != list(self._expected[place])
-        return True
+        return None
 
     def _note(self, piece: Piece, before: int, asked: float) -> bool:
         with self._lock:
@@ -132,10 +134,11 @@ def crowd(answers: Answers, clients: int, prompts: int, seconds: float, tick: Ca
     def caller(seed: int) -> None:
         dice, pause = random.Random(seed), FIRST_PAUSE
         while not stop.is_set():
-            if answers.one(next(turn) % prompts):
+            told = answers.one(next(turn) % prompts)
+            if told is None:
                 pause = FIRST_PAUSE
             else:
-                stop.wait(pause * dice.uniform(0.75, 1))
+                stop.wait(max(pause, told) * dice.uniform(0.75, 1))
                 pause = min(2 * pause, LONGEST_PAUSE)
 
     threads = [threading.Thread(target=caller, args=(seed,), name="caller", daemon=True) for seed in range(clients)]

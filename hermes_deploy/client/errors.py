@@ -191,7 +191,8 @@ def _explain(
         case "NOT_FOUND":
             return ModelNotFound, f"{words}. Check what {call.url} serves: hermes-deploy serve DIR"
         case "RESOURCE_EXHAUSTED":
-            when = f". Ask again in {retry_after_s:g} s" if retry_after_s is not None else ""
+            untold = retry_after_s is not None and not _RETRY.search(words)
+            when = f". Ask again in {retry_after_s:g} s" if untold else ""
             return Overloaded, f"the server is full: {words}{when}"
         case "UNAVAILABLE":
             return Unavailable, f"the server cannot answer now (starting, draining or gone): {words}"

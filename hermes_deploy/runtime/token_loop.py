@@ -14,6 +14,7 @@ flight and every later `submit` is told why, and `on_death` is called.
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 import time
 import traceback
@@ -119,6 +120,8 @@ class TokenLoop:
         self.metrics = Metrics(free_slots=session.slots, kv_capacity_tokens=session.slots * session.max_context)
         self._engine = GuardedSession(session, engine_timeout, self._die)
         self._reader = Reader(self._engine) if session.overlaps else None
+        self._waited = 0.0
+        """Seconds in the queue of who got a slot last: after half of that, half of those who wait now have theirs."""
         self._thread = threading.Thread(target=self._run, name="token-loop", daemon=True)
         self._thread.start()
 
@@ -227,7 +230,7 @@ class TokenLoop:
             raise RequestError(
                 f"{running} chats are running and {waiting} are waiting, "
                 f"which is all that this server takes (slots: {self._session.slots}, "
-                f"queue: {self._queue_limit}). Try again later.",
+                f"queue: {self._queue_limit}). Retry after {max(1, math.ceil(self._waited / 2))} s.",
                 "RESOURCE_EXHAUSTED",
             )
 
@@ -282,7 +285,8 @@ class TokenLoop:
         for admission in admitted:
             entered = self._chats[admission.key]
             entered.stream.admitted = time.monotonic()
-            self.metrics.queue_time.observe(entered.stream.admitted - entered.submitted)
+            self._waited = entered.stream.admitted - entered.submitted
+            self.metrics.queue_time.observe(self._waited)
         step = self._scheduler.plan(self._budget())
         if step.copy is not None and not self._copy(step.copy):
             return

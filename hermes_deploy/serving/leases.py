@@ -25,7 +25,9 @@ from hermes_deploy.errors import RequestError
 from hermes_deploy.serving.tensor_io import error_response
 
 POLL = 0.02
-"""Seconds between two looks at all holds."""
+"""Seconds between two looks at all holds, at least."""
+POLL_A_HOLD = 0.004
+"""More of that for each hold: a look is a message to tritonserver and back, which the engine's own compete with."""
 LEASE_POLL = 0.2
 """Seconds between two looks at leases while there is no hold."""
 LONGEST_PAUSE = 1.0
@@ -171,11 +173,11 @@ class Leases:
                 now = self._now()
                 for key, kept in list(self._kept.items()):
                     self._look(key, kept, now)
-                held = any(kept.holder is not None for kept in self._kept.values())
+                held = sum(kept.holder is not None for kept in self._kept.values())
                 if not held:
                     self._changed.wait(LEASE_POLL)
             if held:
-                time.sleep(POLL)
+                time.sleep(max(POLL, held * POLL_A_HOLD))
 
     def _look(self, key: str, kept: _Kept, now: float) -> None:
         if kept.holder is not None and kept.holder.is_cancelled():

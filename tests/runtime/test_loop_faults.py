@@ -155,7 +155,7 @@ def test_several_answers_are_queued_together_or_not_at_all() -> None:
         first = loop.submit(generation())
         assert gate.reached.wait(WAIT)
         loop.submit(generation())
-        with pytest.raises(RequestError, match="Try again later"):
+        with pytest.raises(RequestError, match=r"Retry after 1 s\."):
             loop.submit_all([generation()] * 3)
         assert loop.metrics.queue_depth == 1
         assert loop.metrics.rejections["queue_full"] == 1
