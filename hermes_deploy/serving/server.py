@@ -36,6 +36,8 @@ from hermes_deploy.serving.server_log import begin_log, last_words, open_tail
 from hermes_deploy.serving.settings import Settings, settings_of
 
 _EXIT_SECONDS = 10.0
+_STARTS = 3
+"""At most, where Triton itself crashes."""
 _SHELL_SAFE = re.compile(r"[A-Za-z0-9/._-]+")
 
 
@@ -124,13 +126,16 @@ class Server:
         allow_connections()
         self._host = resolve_host(self._host)
         self._ports = claim_ports(self._host, self._ports)
-        try:
-            self._start_once(plan)
-        except _CrashedWhileLoading as crash:
-            # seen once in some hundred starts of Triton 2.51: its Python backend aborts on a lock of its own
-            # while the models load, before anything of ours has run
-            _LOG.warning("%s\nTriton itself crashed; starting it once more.", crash)
-            self._start_once(plan)
+        for left in reversed(range(_STARTS)):
+            try:
+                self._start_once(plan)
+                break
+            except _CrashedWhileLoading as crash:
+                # seen once in some hundred starts of Triton 2.51, and twice in a row on a machine under load 9: its
+                # Python backend aborts on a lock of its own while the models load, before anything of ours has run
+                if not left:
+                    raise
+                _LOG.warning("%s\nTriton itself crashed; starting it once more.", crash)
         return self
 
     def _start_once(self, plan: preflight.Plan) -> None:

@@ -16,7 +16,7 @@ from hermes_deploy.benchmarking.run import Opened
 from hermes_deploy.runtime.session import Session
 from tests.serving.artifact import make_artifact
 
-TINY = Sizes(prefill=200, contexts=(160, 200), decoded=16, history=260, answer=4, full=False)
+TINY = Sizes(prefill=200, contexts=(160, 200), decoded=32, history=260, answer=4, full=False)
 """The template and the system message alone are about 130 bytes, and each is a token of the tiny model."""
 
 
