@@ -29,6 +29,8 @@ from hermes_deploy.client.wire import LEASE_MS, chat_request, hold_request, rene
 from hermes_deploy.protocol import methods, tensors
 
 MAX_MESSAGE_BYTES = 16 * 2**20
+RENEWAL_SECONDS = 5.0
+"""Between two renewals of leases: a dozen of them may be lost."""
 
 _OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -73,7 +75,7 @@ class Client:
             if credentials is None
             else grpc.secure_channel(url, credentials, _OPTIONS)
         )
-        self._renewals = Renewals(self._renew, LEASE_MS / 3e3)
+        self._renewals = Renewals(self._renew, min(RENEWAL_SECONDS, LEASE_MS / 3e3))
 
     def __enter__(self) -> Client:
         return self
@@ -108,7 +110,7 @@ class Client:
         from max_tokens to n: see `Sampling`. With n > 1 the pieces of all answers come mixed, each with its `index`.
 
         A thread of the Client tells the server that this process is still there while anything streams, be it read or
-        not; a process that cannot for 15 s (stopped, off the network) loses its answers, with Cancelled.
+        not; a process that cannot for 60 s (stopped, off the network) loses its answers, with Cancelled.
         """
         asked = checked_prompt(prompt, system)
         chosen = Sampling(**sampling)  # type: ignore[arg-type]  # lists and mappings are made tuples

@@ -49,9 +49,10 @@ class Received:
     prompt_logprobs: tuple[TokenLogprob, ...]
 
 
-LEASE_MS = 15_000
+LEASE_MS = 60_000
 """A request ends when its key was not renewed for so long. Far more than a process may pause (a garbage collection, a
-starved CPU) or an answer of a busy server may take: what it ends wrongly is worse than what it ends late."""
+starved CPU) or an answer of a busy server may take: with 15 s a live stream was ended on overloaded cores, and what is
+ended wrongly is worse than what is ended late."""
 
 
 def chat_request(

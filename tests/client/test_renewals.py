@@ -36,8 +36,14 @@ class Engine:
         return self.calls.get(timeout=WAIT)
 
 
+OTHERS: set[threading.Thread] = set()
+"""Of clients of other tests, which may take a moment to end."""
+
+
 @pytest.fixture
 def engine() -> Iterator[Engine]:
+    OTHERS.clear()
+    OTHERS.update(threads())
     made = Engine()
     yield made
     made.renewals.close()
@@ -45,7 +51,7 @@ def engine() -> Iterator[Engine]:
 
 
 def threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "lease-renewals"]
+    return [thread for thread in threading.enumerate() if thread.name == "lease-renewals" and thread not in OTHERS]
 
 
 def no_thread() -> bool:

@@ -60,7 +60,7 @@ def test_a_request_through_the_ensemble_is_held_by_another_to_the_engine(triton:
     keys = []
     for request, hold in zip(triton.requests, triton.holds, strict=True):
         sent = inputs_of(request)
-        assert sent["lease_ms"] == ("INT32", [1], struct.pack("<i", 15_000))
+        assert sent["lease_ms"] == ("INT32", [1], struct.pack("<i", 60_000))
         assert sent["cancel_key"] == ("BYTES", [1], b"\x20\0\0\0" + sent["cancel_key"][2][4:])
         assert inputs_of(hold) == {"hold": sent["cancel_key"]}
         assert (hold.model_name, hold.id) == ("hermes_engine", "mine-hold")
