@@ -98,7 +98,7 @@ class Answers:
                 door=self._door,
             ) as stream:
                 for piece in stream:
-                    counted = counted and self._note(piece, len(ids), asked)
+                    counted = self._note(piece, len(ids), asked) and counted
                     ids += piece.token_ids
                     text += piece.text
         except Overloaded as full:
@@ -127,7 +127,8 @@ class Answers:
 
 def crowd(answers: Answers, clients: int, prompts: int, seconds: float, tick: Callable[[float], None]) -> Crowd:
     """`clients` callers for `seconds`, over `prompts` prompts in turn. `tick` is called every `TICK` seconds with the
-    seconds since the start. Answers that run at the end are read to their end, and judged, but not counted."""
+    seconds since the start. Answers that run at the end are read to their end, and judged; tokens that
+    come after `seconds` are not counted."""
     stop = threading.Event()
     turn = itertools.count()
 

@@ -2,7 +2,7 @@
 
 Each request carries a lease (wire.LEASE_MS), within which the engine must hear of its key. A process that is killed
 closes its connection, which the server sees; a machine that loses its power or its network does not: then nothing
-is renewed, and the lease ends the request. Three renewals fit into a lease, so that a pause of this process, or an
+is renewed, and the lease ends the request. Several renewals fit into a lease, so that a pause of this process, or an
 answer that is late, costs no stream. Standard library only.
 
 The thread is there while something streams, and ends itself when nothing has for a while.

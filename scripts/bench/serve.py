@@ -4,7 +4,7 @@
     .venv/bin/python scripts/bench/serve.py [--rounds 3] [--only NAME,…] [--json docs/benchmarks/serve.json]
 
 doors: tokens per second through each door against the token loop in this process, at 1 and at 8 streams.
-crowd: 200 callers on the artifact's slots for two minutes, between two minutes of as many callers as slots.
+crowd: 200 callers on the artifact's slots for two minutes, with a minute of as many callers as slots before and after.
 aiperf: NVIDIA's load generator over HTTP, from an environment of its own in build/aiperf (made with the first call).
 For idle cores: nothing else should run. The callers run on the same machine, which is part of what is measured.
 """
@@ -18,8 +18,8 @@ import subprocess
 import sys
 import tempfile
 import venv
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -194,10 +194,8 @@ def _aiperf() -> Path:
     return program.absolute()
 
 
-@contextmanager
-def _served(opened: Opened) -> Iterator[Server]:
-    with Server(opened.artifact, grpc_port=0, http_port=0, metrics_port=0) as server:
-        yield server
+def _served(opened: Opened) -> Server:
+    return Server(opened.artifact, grpc_port=0, http_port=0, metrics_port=0)
 
 
 def _nothing(_: float) -> None:
