@@ -1,0 +1,199 @@
+// One tile of attention: all query rows of some tokens that read one head of keys, against one part of the context.
+//
+// Keys come in blocks of 64 tokens that start at multiples of 64, blocks in parts that start at multiples of the
+// part: where a call begins changes neither. Inside a part the softmax is carried from block to block (Milakov and
+// Gimelshein, arXiv 1805.02867; Dao and others, arXiv 2205.14135); parts are merged in their order.
+// A block that a row does not see leaves the row's bits as they were.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+#include "attention_vectors.h"
+
+namespace hermes {
+
+constexpr int64_t kBlock = 64;        // keys at a time: four vectors
+constexpr int kRows = 6;              // rows at a time: 24 sums in registers
+constexpr float kNone = -1e30f;       // the maximum before any score; finite, so that differences are numbers
+constexpr int64_t kMaxDim = 256;
+
+// What a thread needs for a tile, kept between calls: grows to the largest tile seen, at most 0.6 MB for 96 rows.
+class Scratch {
+public:
+    Scratch() = default;
+    Scratch(const Scratch&) = delete;
+    ~Scratch() { std::free(memory_); }
+
+    float* reserve(size_t floats) {
+        if (floats > room_) {
+            std::free(memory_);
+            memory_ = static_cast<float*>(std::aligned_alloc(64, (floats * sizeof(float) + 63) / 64 * 64));
+            if (memory_ == nullptr) std::abort();
+            room_ = floats;
+        }
+        return memory_;
+    }
+
+private:
+    float* memory_ = nullptr;
+    size_t room_ = 0;
+};
+
+// Rows are token-major: row r is of token r / group. Sees keys [max(0, p - window + 1), p], p = position + r / group.
+struct Tile {
+    int64_t rows, group, dim, position, window;
+    int64_t first, end;   // all keys that any row sees
+    float* queries;       // [rows, dim], rotated and scaled: scores are powers of two
+    float* keys;          // [dim, 64]
+    float* values;        // [64, dim]; unused where the cache holds floats
+    float* weights;       // [rows, 64]
+    float* mixed;         // [rows, dim]: of one part
+    float* fade;          // [rows]: what a row's earlier blocks count now
+    float* maximum;       // [rows]
+    float* sums;          // [rows, 16]
+
+    static int64_t floats(int64_t rows, int64_t dim) { return 2 * rows * dim + 2 * kBlock * dim + rows * (kBlock + 32); }
+    void lay_out(float* memory) {
+        queries = memory;
+        keys = queries + rows * dim;
+        values = keys + kBlock * dim;
+        weights = values + kBlock * dim;
+        mixed = weights + rows * kBlock;
+        sums = mixed + rows * dim;
+        fade = sums + rows * 16;
+        maximum = fade + rows;
+    }
+    int64_t last_key(int64_t row) const { return position + row / group; }
+    int64_t first_key(int64_t row) const { return std::max<int64_t>(0, last_key(row) - window + 1); }
+};
+
+inline uint64_t low_bits(int64_t count) {
+    return count <= 0 ? 0 : count >= 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1;
+}
+
+template <class Code>
+inline void transpose_keys(const Code* keys, int64_t count, int64_t dim, float* to) {
+    for (int64_t k = 0; k < kBlock; k += 16) {
+        for (int64_t d = 0; d < dim; d += 16) {
+            __m512 x[16];
+#pragma GCC unroll 16
+            for (int64_t i = 0; i < 16; ++i) {
+                // what lies beyond the row's tokens is never read
+                x[i] = k + i < count ? load16(keys + (k + i) * dim + d) : _mm512_setzero_ps();
+            }
+            transpose(x);
+#pragma GCC unroll 16
+            for (int64_t i = 0; i < 16; ++i) _mm512_store_ps(to + (d + i) * kBlock + k, x[i]);
+        }
+    }
+}
+
+// Scores of a row with 64 keys become weights; the row's maximum and sum go on.
+inline __attribute__((always_inline)) void soften(const Tile& tile, int64_t row, int64_t key, __m512 (&score)[4]) {
+    const uint64_t seen = low_bits(tile.last_key(row) + 1 - key) & ~low_bits(tile.first_key(row) - key);
+    if (seen != ~uint64_t{0}) {
+        const __m512 nothing = _mm512_set1_ps(-__builtin_inff());
+#pragma GCC unroll 4
+        for (int c = 0; c < 4; ++c) score[c] = _mm512_mask_mov_ps(nothing, static_cast<__mmask16>(seen >> 16 * c), score[c]);
+    }
+    const float highest = _mm512_reduce_max_ps(
+        _mm512_max_ps(_mm512_max_ps(score[0], score[1]), _mm512_max_ps(score[2], score[3])));
+    const float before = tile.maximum[row], maximum = std::max(before, highest);
+    const float fade = maximum == before ? 1.0f : exp2(before - maximum);
+    const __m512 top = _mm512_set1_ps(maximum);
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) {
+        score[c] = exp2(_mm512_sub_ps(score[c], top));
+        _mm512_store_ps(tile.weights + row * kBlock + 16 * c, score[c]);
+    }
+    const __m512 sum = _mm512_add_ps(_mm512_add_ps(score[0], score[1]), _mm512_add_ps(score[2], score[3]));
+    float* sums = tile.sums + row * 16;
+    _mm512_storeu_ps(sums, _mm512_fmadd_ps(_mm512_loadu_ps(sums), _mm512_set1_ps(fade), sum));
+    tile.maximum[row] = maximum;
+    tile.fade[row] = fade;
+}
+
+template <int Rows>
+void weigh(const Tile& tile, int64_t row, int64_t key) {
+    __m512 sum[Rows][4];
+    for (auto& line : sum)
+        for (auto& x : line) x = _mm512_setzero_ps();
+    multiply<Rows, 4>(tile.queries + row * tile.dim, tile.dim, tile.keys, kBlock, tile.dim, sum);
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) soften(tile, row + r, key, sum[r]);
+}
+
+template <int Rows, int Columns>
+inline void mix_columns(const Tile& tile, int64_t row, int64_t column, const float* values, int64_t from, int64_t to) {
+    __m512 sum[Rows][Columns];
+    float* mixed = tile.mixed + row * tile.dim + column;
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+        for (int c = 0; c < Columns; ++c)
+            sum[r][c] = _mm512_mul_ps(_mm512_loadu_ps(mixed + r * tile.dim + 16 * c), _mm512_set1_ps(tile.fade[row + r]));
+    multiply<Rows, Columns>(tile.weights + row * kBlock + from, kBlock, values + from * tile.dim + column, tile.dim,
+                            to - from, sum);
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+        for (int c = 0; c < Columns; ++c) _mm512_storeu_ps(mixed + r * tile.dim + 16 * c, sum[r][c]);
+}
+
+// values [64, dim] of which keys [from, to) are seen by one of the rows at least
+template <int Rows>
+void mix(const Tile& tile, int64_t row, const float* values, int64_t from, int64_t to) {
+    int64_t column = 0;
+    for (; column + 64 <= tile.dim; column += 64) mix_columns<Rows, 4>(tile, row, column, values, from, to);
+    for (; column < tile.dim; column += 16) mix_columns<Rows, 1>(tile, row, column, values, from, to);
+}
+
+using Weigh = void (*)(const Tile&, int64_t, int64_t);
+using Mix = void (*)(const Tile&, int64_t, const float*, int64_t, int64_t);
+constexpr Weigh kWeigh[] = {nullptr, weigh<1>, weigh<2>, weigh<3>, weigh<4>, weigh<5>, weigh<6>};
+constexpr Mix kMix[] = {nullptr, mix<1>, mix<2>, mix<3>, mix<4>, mix<5>, mix<6>};
+
+inline const float* as_floats(const float* values, int64_t, int64_t, float*) { return values; }
+template <class Code>
+const float* as_floats(const Code* values, int64_t count, int64_t dim, float* to) {
+    for (int64_t i = 0; i < count * dim; i += 16) _mm512_store_ps(to + i, load16(values + i));
+    return to;
+}
+
+// Keys [key, key + 64) and their values, of which the first `count` are tokens.
+template <class Code>
+void attend_block(const Tile& tile, const Code* keys, const Code* values, int64_t key, int64_t count) {
+    transpose_keys(keys + key * tile.dim, count, tile.dim, tile.keys);
+    const float* floats = as_floats(values + key * tile.dim, count, tile.dim, tile.values);
+    const auto seen = [&](int64_t row, int rows, int64_t& from, int64_t& to) {
+        from = std::max<int64_t>(0, tile.first_key(row) - key);
+        to = std::min(count, tile.last_key(row + rows - 1) + 1 - key);
+        return from < to;
+    };
+    int64_t from, to;
+    for (int64_t row = 0; row < tile.rows; row += kRows) {
+        const int rows = static_cast<int>(std::min<int64_t>(kRows, tile.rows - row));
+        if (seen(row, rows, from, to)) kWeigh[rows](tile, row, key);
+    }
+    for (int64_t row = 0; row < tile.rows; row += kRows) {
+        const int rows = static_cast<int>(std::min<int64_t>(kRows, tile.rows - row));
+        if (seen(row, rows, from, to)) kMix[rows](tile, row, floats, from, to);
+    }
+}
+
+// Leaves mixed, maximum and sums of keys [begin, end). keys, values: of one row of the cache and one head.
+template <class Code>
+void attend_part(const Tile& tile, const Code* keys, const Code* values, int64_t begin, int64_t end) {
+    std::memset(tile.mixed, 0, tile.rows * tile.dim * sizeof(float));
+    std::memset(tile.sums, 0, tile.rows * 16 * sizeof(float));
+    std::fill(tile.maximum, tile.maximum + tile.rows, kNone);
+    begin = std::max(begin, tile.first / kBlock * kBlock);
+    end = std::min(end, tile.end);
+    for (int64_t key = begin; key < end; key += kBlock) {
+        attend_block(tile, keys, values, key, std::min(kBlock, end - key));
+    }
+}
+
+}  // namespace hermes
