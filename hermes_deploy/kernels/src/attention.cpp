@@ -5,8 +5,16 @@
 // the order of the context. The bits are the same either way.
 #include "attention.h"
 
+#include <immintrin.h>
+
+#include <algorithm>
 #include <atomic>
+#include <cstdlib>
+#include <cstring>
 #include <memory>
+
+// behind the headers: what they define is shared with code that also runs where these instructions are not
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c")
 
 #include "attention_tile.h"
 

@@ -3,15 +3,9 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace hermes {
+#include "parallel.h"
 
-// Calls work(argument, i) for every i < count, on whatever threads there are; returns when all have returned.
-// Costs a few microseconds: one or two calls an attention, not one a head.
-struct Parallel {
-    void (*run)(void* pool, void (*work)(void* argument, size_t index), void* argument, size_t count);
-    void* pool;
-    int threads;
-};
+namespace hermes {
 
 enum class CacheType : int32_t { f32 = 0, f16 = 1, i8 = 2 };
 
