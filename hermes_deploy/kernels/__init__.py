@@ -58,5 +58,10 @@ def open_graph(
         return make(model), why
     options.register_custom_ops_library(str(found))
     with _opening:  # the number of threads is taken by each kernel when it is made
-        ctypes.CDLL(str(found)).hermes_kernels_threads(threads)
+        share(found, threads)
         return make(fused), ""
+
+
+def share(found: Path, threads: int) -> None:
+    """Kernels of sessions that are made from now on share their work over so many threads: those of the session."""
+    ctypes.CDLL(str(found)).hermes_kernels_threads(threads)

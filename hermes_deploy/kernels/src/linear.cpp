@@ -56,7 +56,9 @@ void code_row(const float* x, int64_t inputs, int8_t* codes, float* scales, int3
         const __m512 low = _mm512_loadu_ps(x + k), high = _mm512_loadu_ps(x + k + 16);
         const __m512 peaks = _mm512_max_ps(_mm512_and_ps(low, most), _mm512_and_ps(high, most));
         const float peak = _mm512_reduce_max_ps(peaks);
-        const float scale = peak / 127.0f;
+        // a maximum leaves out what is no number; the scale must not
+        const bool numbers = _mm512_cmp_ps_mask(low, high, _CMP_UNORD_Q) == 0;
+        const float scale = numbers ? peak / 127.0f : NAN;
         const __m512 factor = _mm512_set1_ps(peak > 0 ? 127.0f / peak : 0.0f);
         const __m512i a = _mm512_cvtps_epi32(_mm512_mul_ps(low, factor));
         const __m512i b = _mm512_cvtps_epi32(_mm512_mul_ps(high, factor));
