@@ -24,7 +24,7 @@ _NUMBERS = ("numpy", "ml-dtypes", "gguf", "safetensors")
 
 ROOMS: dict[Stage, tuple[str, ...]] = {
     "calibrate": (*_READERS, "graphs", "quantization"),
-    "reference": (*_READERS, "graphs", "quantization", "runtime", "verification"),
+    "reference": (*_READERS, "graphs", "kernels", "quantization", "runtime", "verification"),
     "graph": (*_READERS, "graphs", "quantization"),
     "gate": (*_READERS, "chat", "graphs", "kernels", "quantization", "runtime", "verification"),
     "engine": ("families", "targets", "recipes", "machine", "engines"),

@@ -1,4 +1,4 @@
-"""The linear operators, run by ONNX Runtime: what DequantizeLinear and MatMul say of coded activations, row by row alike."""
+"""The linear operators, run by ONNX Runtime: the product of coded activations, each row by itself."""
 
 from __future__ import annotations
 
