@@ -66,6 +66,9 @@ struct Tile {
         maximum = fade + rows;
     }
     int64_t last_key(int64_t row) const { return position + row / group; }
+    bool whole(int64_t row, int64_t count, int64_t key) const {  // rows see all of [key, key + 64)
+        return last_key(row) >= key + kBlock - 1 && first_key(row + count - 1) <= key;
+    }
     int64_t first_key(int64_t row) const { return std::max<int64_t>(0, last_key(row) - window + 1); }
 };
 
@@ -73,27 +76,46 @@ inline uint64_t low_bits(int64_t count) {
     return count <= 0 ? 0 : count >= 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1;
 }
 
+// What comes next is on its way from memory while this block is computed: it may be read as fast as memory gives it.
 template <class Code>
-inline void transpose_keys(const Code* keys, int64_t count, int64_t dim, float* to) {
+struct Ahead {
+    const Code* keys;    // of the next block; null at the end of a part
+    const Code* values;  // of this block
+};
+
+// x[i]: dim d + i of keys [k, k + 16), of which those from `count` on are not read: there may be anything
+template <class Code>
+inline __attribute__((always_inline)) void load_keys(const Code* keys, int64_t k, int64_t count, int64_t dim, int64_t d,
+                                                     const Ahead<Code>& ahead, __m512 (&x)[16]) {
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < 16; ++i) {
+        const int64_t place = (k + i) * dim + d;
+        x[i] = k + i < count ? load16(keys + place) : _mm512_setzero_ps();
+        if (d * sizeof(Code) % 64 == 0) {
+            _mm_prefetch(reinterpret_cast<const char*>(ahead.values + place), _MM_HINT_T1);
+            if (ahead.keys != nullptr) _mm_prefetch(reinterpret_cast<const char*>(ahead.keys + place), _MM_HINT_T1);
+        }
+    }
+    transpose(x);
+}
+
+template <class Code>
+inline void transpose_keys(const Code* keys, int64_t count, int64_t dim, const Ahead<Code>& ahead, float* to) {
     for (int64_t k = 0; k < kBlock; k += 16) {
         for (int64_t d = 0; d < dim; d += 16) {
             __m512 x[16];
-#pragma GCC unroll 16
-            for (int64_t i = 0; i < 16; ++i) {
-                // what lies beyond the row's tokens is never read
-                x[i] = k + i < count ? load16(keys + (k + i) * dim + d) : _mm512_setzero_ps();
-            }
-            transpose(x);
+            load_keys(keys, k, count, dim, d, ahead, x);
 #pragma GCC unroll 16
             for (int64_t i = 0; i < 16; ++i) _mm512_store_ps(to + (d + i) * kBlock + k, x[i]);
         }
     }
 }
 
-// Scores of a row with 64 keys become weights; the row's maximum and sum go on.
-inline __attribute__((always_inline)) void soften(const Tile& tile, int64_t row, int64_t key, __m512 (&score)[4]) {
-    const uint64_t seen = low_bits(tile.last_key(row) + 1 - key) & ~low_bits(tile.first_key(row) - key);
-    if (seen != ~uint64_t{0}) {
+// Scores of a row with 64 keys become weights; the row's maximum and sum go on. whole: it sees all of them.
+inline __attribute__((always_inline)) void soften(const Tile& tile, int64_t row, int64_t key, bool whole,
+                                                  __m512 (&score)[4]) {
+    if (!whole) {
+        const uint64_t seen = low_bits(tile.last_key(row) + 1 - key) & ~low_bits(tile.first_key(row) - key);
         const __m512 nothing = _mm512_set1_ps(-__builtin_inff());
 #pragma GCC unroll 4
         for (int c = 0; c < 4; ++c) score[c] = _mm512_mask_mov_ps(nothing, static_cast<__mmask16>(seen >> 16 * c), score[c]);
@@ -122,7 +144,30 @@ void weigh(const Tile& tile, int64_t row, int64_t key) {
         for (auto& x : line) x = _mm512_setzero_ps();
     multiply<Rows, 4>(tile.queries + row * tile.dim, tile.dim, tile.keys, kBlock, tile.dim, sum);
 #pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r) soften(tile, row + r, key, sum[r]);
+    for (int r = 0; r < Rows; ++r) soften(tile, row + r, key, tile.whole(row, Rows, key), sum[r]);
+}
+
+// The same sums for a tile of few rows, without a transposed copy of the keys.
+template <int Rows, class Code>
+void weigh_few(const Tile& tile, const Code* keys, int64_t key, int64_t count, const Ahead<Code>& ahead) {
+    __m512 score[Rows][4];
+#pragma GCC unroll 1
+    for (int64_t k = 0; k < kBlock; k += 16) {
+        __m512 sum[Rows];
+        for (auto& x : sum) x = _mm512_setzero_ps();
+        for (int64_t d = 0; k < count && d < tile.dim; d += 16) {
+            __m512 x[16];
+            load_keys(keys, k, count, tile.dim, d, ahead, x);
+#pragma GCC unroll 16
+            for (int i = 0; i < 16; ++i)
+#pragma GCC unroll 8
+                for (int r = 0; r < Rows; ++r)
+                    sum[r] = _mm512_fmadd_ps(_mm512_set1_ps(tile.queries[r * tile.dim + d + i]), x[i], sum[r]);
+        }
+        for (int r = 0; r < Rows; ++r) score[r][k / 16] = sum[r];
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) soften(tile, r, key, tile.whole(0, Rows, key), score[r]);
 }
 
 template <int Rows, int Columns>
@@ -162,25 +207,40 @@ const float* as_floats(const Code* values, int64_t count, int64_t dim, float* to
     return to;
 }
 
-// Keys [key, key + 64) and their values, of which the first `count` are tokens.
 template <class Code>
-void attend_block(const Tile& tile, const Code* keys, const Code* values, int64_t key, int64_t count) {
-    transpose_keys(keys + key * tile.dim, count, tile.dim, tile.keys);
-    const float* floats = as_floats(values + key * tile.dim, count, tile.dim, tile.values);
-    const auto seen = [&](int64_t row, int rows, int64_t& from, int64_t& to) {
-        from = std::max<int64_t>(0, tile.first_key(row) - key);
-        to = std::min(count, tile.last_key(row + rows - 1) + 1 - key);
-        return from < to;
+using WeighFew = void (*)(const Tile&, const Code*, int64_t, int64_t, const Ahead<Code>&);
+template <class Code>
+constexpr WeighFew<Code> kWeighFew[] = {nullptr,
+                                        weigh_few<1, Code>,
+                                        weigh_few<2, Code>,
+                                        weigh_few<3, Code>,
+                                        weigh_few<4, Code>,
+                                        weigh_few<5, Code>,
+                                        weigh_few<6, Code>};
+
+// Keys [key, key + 64) and their values, of which the first `count` are tokens. more: another block follows.
+template <class Code>
+void attend_block(const Tile& tile, const Code* keys, const Code* values, int64_t key, int64_t count, bool more) {
+    keys += key * tile.dim;
+    values += key * tile.dim;
+    const Ahead<Code> ahead{more ? keys + kBlock * tile.dim : nullptr, values};
+    if (tile.rows <= kRows) {
+        kWeighFew<Code>[tile.rows](tile, keys, key, count, ahead);
+        kMix[tile.rows](tile, 0, as_floats(values, count, tile.dim, tile.values), std::max<int64_t>(0, tile.first - key), count);
+        return;
+    }
+    transpose_keys(keys, count, tile.dim, ahead, tile.keys);
+    const float* floats = as_floats(values, count, tile.dim, tile.values);
+    const auto each = [&](auto work) {
+        for (int64_t row = 0; row < tile.rows; row += kRows) {
+            const int64_t rows = std::min<int64_t>(kRows, tile.rows - row);
+            const int64_t from = std::max<int64_t>(0, tile.first_key(row) - key);
+            const int64_t to = std::min(count, tile.last_key(row + rows - 1) + 1 - key);
+            if (from < to) work(rows, row, from, to);
+        }
     };
-    int64_t from, to;
-    for (int64_t row = 0; row < tile.rows; row += kRows) {
-        const int rows = static_cast<int>(std::min<int64_t>(kRows, tile.rows - row));
-        if (seen(row, rows, from, to)) kWeigh[rows](tile, row, key);
-    }
-    for (int64_t row = 0; row < tile.rows; row += kRows) {
-        const int rows = static_cast<int>(std::min<int64_t>(kRows, tile.rows - row));
-        if (seen(row, rows, from, to)) kMix[rows](tile, row, floats, from, to);
-    }
+    each([&](int64_t rows, int64_t row, int64_t, int64_t) { kWeigh[rows](tile, row, key); });
+    each([&](int64_t rows, int64_t row, int64_t from, int64_t to) { kMix[rows](tile, row, floats, from, to); });
 }
 
 // Leaves mixed, maximum and sums of keys [begin, end). keys, values: of one row of the cache and one head.
@@ -192,7 +252,7 @@ void attend_part(const Tile& tile, const Code* keys, const Code* values, int64_t
     begin = std::max(begin, tile.first / kBlock * kBlock);
     end = std::min(end, tile.end);
     for (int64_t key = begin; key < end; key += kBlock) {
-        attend_block(tile, keys, values, key, std::min(kBlock, end - key));
+        attend_block(tile, keys, values, key, std::min(kBlock, end - key), key + kBlock < end);
     }
 }
 
