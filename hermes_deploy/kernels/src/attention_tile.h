@@ -87,14 +87,17 @@ struct Ahead {
 template <class Code>
 inline __attribute__((always_inline)) void load_keys(const Code* keys, int64_t k, int64_t count, int64_t dim, int64_t d,
                                                      const Ahead<Code>& ahead, __m512 (&x)[16]) {
+    const Code* key = keys + k * dim + d;
+    if (k + 16 <= count) {
+        const ptrdiff_t values = d * sizeof(Code) % 64 == 0 ? ahead.values - keys : 0;
 #pragma GCC unroll 16
-    for (int64_t i = 0; i < 16; ++i) {
-        const int64_t place = (k + i) * dim + d;
-        x[i] = k + i < count ? load16(keys + place) : _mm512_setzero_ps();
-        if (d * sizeof(Code) % 64 == 0) {
-            _mm_prefetch(reinterpret_cast<const char*>(ahead.values + place), _MM_HINT_T1);
-            if (ahead.keys != nullptr) _mm_prefetch(reinterpret_cast<const char*>(ahead.keys + place), _MM_HINT_T1);
+        for (int i = 0; i < 16; ++i, key += dim) {
+            x[i] = load16(key);
+            _mm_prefetch(reinterpret_cast<const char*>(key + values), _MM_HINT_T1);
         }
+    } else {
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i) x[i] = k + i < count ? load16(key + i * dim) : _mm512_setzero_ps();
     }
     transpose(x);
 }
@@ -171,7 +174,8 @@ void weigh_few(const Tile& tile, const Code* keys, int64_t key, int64_t count, c
 }
 
 template <int Rows, int Columns>
-inline void mix_columns(const Tile& tile, int64_t row, int64_t column, const float* values, int64_t from, int64_t to) {
+inline void mix_columns(const Tile& tile, int64_t row, int64_t column, const float* values, int64_t from, int64_t to,
+                        const char* next, size_t fetched) {
     __m512 sum[Rows][Columns];
     float* mixed = tile.mixed + row * tile.dim + column;
 #pragma GCC unroll 8
@@ -180,7 +184,7 @@ inline void mix_columns(const Tile& tile, int64_t row, int64_t column, const flo
         for (int c = 0; c < Columns; ++c)
             sum[r][c] = _mm512_mul_ps(_mm512_loadu_ps(mixed + r * tile.dim + 16 * c), _mm512_set1_ps(tile.fade[row + r]));
     multiply<Rows, Columns>(tile.weights + row * kBlock + from, kBlock, values + from * tile.dim + column, tile.dim,
-                            to - from, sum);
+                            to - from, sum, next, fetched);
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 4
@@ -189,14 +193,18 @@ inline void mix_columns(const Tile& tile, int64_t row, int64_t column, const flo
 
 // values [64, dim] of which keys [from, to) are seen by one of the rows at least
 template <int Rows>
-void mix(const Tile& tile, int64_t row, const float* values, int64_t from, int64_t to) {
+void mix(const Tile& tile, int64_t row, const float* values, int64_t from, int64_t to, const char* next,
+         size_t fetched) {
     int64_t column = 0;
-    for (; column + 64 <= tile.dim; column += 64) mix_columns<Rows, 4>(tile, row, column, values, from, to);
-    for (; column < tile.dim; column += 16) mix_columns<Rows, 1>(tile, row, column, values, from, to);
+    for (; column + 64 <= tile.dim; column += 64) {
+        mix_columns<Rows, 4>(tile, row, column, values, from, to, next, fetched);
+        next += fetched * (to - from);
+    }
+    for (; column < tile.dim; column += 16) mix_columns<Rows, 1>(tile, row, column, values, from, to, nullptr, 0);
 }
 
 using Weigh = void (*)(const Tile&, int64_t, int64_t);
-using Mix = void (*)(const Tile&, int64_t, const float*, int64_t, int64_t);
+using Mix = void (*)(const Tile&, int64_t, const float*, int64_t, int64_t, const char*, size_t);
 constexpr Weigh kWeigh[] = {nullptr, weigh<1>, weigh<2>, weigh<3>, weigh<4>, weigh<5>, weigh<6>};
 constexpr Mix kMix[] = {nullptr, mix<1>, mix<2>, mix<3>, mix<4>, mix<5>, mix<6>};
 
@@ -226,7 +234,8 @@ void attend_block(const Tile& tile, const Code* keys, const Code* values, int64_
     const Ahead<Code> ahead{more ? keys + kBlock * tile.dim : nullptr, values};
     if (tile.rows <= kRows) {
         kWeighFew<Code>[tile.rows](tile, keys, key, count, ahead);
-        kMix[tile.rows](tile, 0, as_floats(values, count, tile.dim, tile.values), std::max<int64_t>(0, tile.first - key), count);
+        kMix[tile.rows](tile, 0, as_floats(values, count, tile.dim, tile.values), std::max<int64_t>(0, tile.first - key), count,
+                         reinterpret_cast<const char*>(ahead.keys), more ? tile.dim * sizeof(Code) / std::max<int64_t>(1, tile.dim / 64) : 0);
         return;
     }
     transpose_keys(keys, count, tile.dim, ahead, tile.keys);
@@ -240,7 +249,7 @@ void attend_block(const Tile& tile, const Code* keys, const Code* values, int64_
         }
     };
     each([&](int64_t rows, int64_t row, int64_t, int64_t) { kWeigh[rows](tile, row, key); });
-    each([&](int64_t rows, int64_t row, int64_t from, int64_t to) { kMix[rows](tile, row, floats, from, to); });
+    each([&](int64_t rows, int64_t row, int64_t from, int64_t to) { kMix[rows](tile, row, floats, from, to, nullptr, 0); });
 }
 
 // Leaves mixed, maximum and sums of keys [begin, end). keys, values: of one row of the cache and one head.
