@@ -145,7 +145,7 @@ void weigh(const Tile& tile, int64_t row, int64_t key) {
     __m512 sum[Rows][4];
     for (auto& line : sum)
         for (auto& x : line) x = _mm512_setzero_ps();
-    multiply<Rows, 4>(tile.queries + row * tile.dim, tile.dim, tile.keys, kBlock, tile.dim, sum);
+    multiply<Rows, 4, float>(tile.queries + row * tile.dim, tile.dim, tile.keys, kBlock, tile.dim, sum);
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) soften(tile, row + r, key, tile.whole(row, Rows, key), sum[r]);
 }
@@ -173,8 +173,8 @@ void weigh_few(const Tile& tile, const Code* keys, int64_t key, int64_t count, c
     for (int r = 0; r < Rows; ++r) soften(tile, r, key, tile.whole(0, Rows, key), score[r]);
 }
 
-template <int Rows, int Columns>
-inline void mix_columns(const Tile& tile, int64_t row, int64_t column, const float* values, int64_t from, int64_t to,
+template <int Rows, int Columns, class Code>
+inline void mix_columns(const Tile& tile, int64_t row, int64_t column, const Code* values, int64_t from, int64_t to,
                         const char* next, size_t fetched) {
     __m512 sum[Rows][Columns];
     float* mixed = tile.mixed + row * tile.dim + column;
@@ -183,7 +183,7 @@ inline void mix_columns(const Tile& tile, int64_t row, int64_t column, const flo
 #pragma GCC unroll 4
         for (int c = 0; c < Columns; ++c)
             sum[r][c] = _mm512_mul_ps(_mm512_loadu_ps(mixed + r * tile.dim + 16 * c), _mm512_set1_ps(tile.fade[row + r]));
-    multiply<Rows, Columns>(tile.weights + row * kBlock + from, kBlock, values + from * tile.dim + column, tile.dim,
+    multiply<Rows, Columns, Code>(tile.weights + row * kBlock + from, kBlock, values + from * tile.dim + column, tile.dim,
                             to - from, sum, next, fetched);
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r)
@@ -192,21 +192,23 @@ inline void mix_columns(const Tile& tile, int64_t row, int64_t column, const flo
 }
 
 // values [64, dim] of which keys [from, to) are seen by one of the rows at least
-template <int Rows>
-void mix(const Tile& tile, int64_t row, const float* values, int64_t from, int64_t to, const char* next,
+template <int Rows, class Code>
+void mix(const Tile& tile, int64_t row, const Code* values, int64_t from, int64_t to, const char* next,
          size_t fetched) {
     int64_t column = 0;
     for (; column + 64 <= tile.dim; column += 64) {
-        mix_columns<Rows, 4>(tile, row, column, values, from, to, next, fetched);
+        mix_columns<Rows, 4, Code>(tile, row, column, values, from, to, next, fetched);
         next += fetched * (to - from);
     }
-    for (; column < tile.dim; column += 16) mix_columns<Rows, 1>(tile, row, column, values, from, to, nullptr, 0);
+    for (; column < tile.dim; column += 16) mix_columns<Rows, 1, Code>(tile, row, column, values, from, to, nullptr, 0);
 }
 
 using Weigh = void (*)(const Tile&, int64_t, int64_t);
-using Mix = void (*)(const Tile&, int64_t, const float*, int64_t, int64_t, const char*, size_t);
+template <class Code>
+using Mix = void (*)(const Tile&, int64_t, const Code*, int64_t, int64_t, const char*, size_t);
 constexpr Weigh kWeigh[] = {nullptr, weigh<1>, weigh<2>, weigh<3>, weigh<4>, weigh<5>, weigh<6>};
-constexpr Mix kMix[] = {nullptr, mix<1>, mix<2>, mix<3>, mix<4>, mix<5>, mix<6>};
+template <class Code>
+constexpr Mix<Code> kMix[] = {nullptr, mix<1, Code>, mix<2, Code>, mix<3, Code>, mix<4, Code>, mix<5, Code>, mix<6, Code>};
 
 inline const float* as_floats(const float* values, int64_t, int64_t, float*) { return values; }
 template <class Code>
@@ -234,7 +236,7 @@ void attend_block(const Tile& tile, const Code* keys, const Code* values, int64_
     const Ahead<Code> ahead{more ? keys + kBlock * tile.dim : nullptr, values};
     if (tile.rows <= kRows) {
         kWeighFew<Code>[tile.rows](tile, keys, key, count, ahead);
-        kMix[tile.rows](tile, 0, as_floats(values, count, tile.dim, tile.values), std::max<int64_t>(0, tile.first - key), count,
+        kMix<Code>[tile.rows](tile, 0, values, std::max<int64_t>(0, tile.first - key), count,
                          reinterpret_cast<const char*>(ahead.keys), more ? tile.dim * sizeof(Code) / std::max<int64_t>(1, tile.dim / 64) : 0);
         return;
     }
@@ -249,7 +251,7 @@ void attend_block(const Tile& tile, const Code* keys, const Code* values, int64_
         }
     };
     each([&](int64_t rows, int64_t row, int64_t, int64_t) { kWeigh[rows](tile, row, key); });
-    each([&](int64_t rows, int64_t row, int64_t from, int64_t to) { kMix[rows](tile, row, floats, from, to, nullptr, 0); });
+    each([&](int64_t rows, int64_t row, int64_t from, int64_t to) { kMix<float>[rows](tile, row, floats, from, to, nullptr, 0); });
 }
 
 // Leaves mixed, maximum and sums of keys [begin, end). keys, values: of one row of the cache and one head.
