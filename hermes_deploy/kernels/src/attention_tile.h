@@ -83,22 +83,29 @@ struct Ahead {
     const Code* values;  // of this block
 };
 
-// x[i]: dim d + i of keys [k, k + 16), of which those from `count` on are not read: there may be anything
-template <class Code>
-inline __attribute__((always_inline)) void load_keys(const Code* keys, int64_t k, int64_t count, int64_t dim, int64_t d,
-                                                     const Ahead<Code>& ahead, __m512 (&x)[16]) {
+// x[i]: the vector at place d of key k + i; of keys from `count` on, where anything may be, nothing is read
+template <class Code, class Load>
+inline __attribute__((always_inline)) void load_lines(const Code* keys, int64_t k, int64_t count, int64_t dim, int64_t d,
+                                                      const Ahead<Code>& ahead, Load load, __m512 (&x)[16]) {
     const Code* key = keys + k * dim + d;
     if (k + 16 <= count) {
         const ptrdiff_t values = d * sizeof(Code) % 64 == 0 ? ahead.values - keys : 0;
 #pragma GCC unroll 16
         for (int i = 0; i < 16; ++i, key += dim) {
-            x[i] = load16(key);
+            x[i] = load(key);
             _mm_prefetch(reinterpret_cast<const char*>(key + values), _MM_HINT_T1);
         }
     } else {
 #pragma GCC unroll 16
-        for (int i = 0; i < 16; ++i) x[i] = k + i < count ? load16(key + i * dim) : _mm512_setzero_ps();
+        for (int i = 0; i < 16; ++i) x[i] = k + i < count ? load(key + i * dim) : _mm512_setzero_ps();
     }
+}
+
+// x[i]: dim d + i of keys [k, k + 16)
+template <class Code>
+inline __attribute__((always_inline)) void load_keys(const Code* keys, int64_t k, int64_t count, int64_t dim, int64_t d,
+                                                     const Ahead<Code>& ahead, __m512 (&x)[16]) {
+    load_lines(keys, k, count, dim, d, ahead, [](const Code* key) { return load16(key); }, x);
     transpose(x);
 }
 
@@ -150,7 +157,7 @@ void weigh(const Tile& tile, int64_t row, int64_t key) {
     for (int r = 0; r < Rows; ++r) soften(tile, row + r, key, tile.whole(row, Rows, key), sum[r]);
 }
 
-// The same sums for a tile of few rows, without a transposed copy of the keys.
+// The same for a tile of few rows, without a transposed copy of the keys.
 template <int Rows, class Code>
 void weigh_few(const Tile& tile, const Code* keys, int64_t key, int64_t count, const Ahead<Code>& ahead) {
     __m512 score[Rows][4];
@@ -171,6 +178,44 @@ void weigh_few(const Tile& tile, const Code* keys, int64_t key, int64_t count, c
     }
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) soften(tile, r, key, tile.whole(0, Rows, key), score[r]);
+}
+
+// And for codes of heads of a multiple of 64: transposed four bytes at a time, [dim / 4, 64 keys], taken apart after.
+template <int Rows>
+void weigh_few_codes(const Tile& tile, const int8_t* keys, int64_t key, int64_t count, const Ahead<int8_t>& ahead) {
+    if (tile.dim % 64 != 0) return weigh_few<Rows, int8_t>(tile, keys, key, count, ahead);
+    for (int64_t k = 0; k < kBlock; k += 16) {
+        for (int64_t d = 0; d < tile.dim; d += 64) {
+            __m512 x[16];
+            load_lines(keys, k, count, tile.dim, d, ahead, [](const int8_t* line) { return _mm512_loadu_ps(line); }, x);
+            transpose(x);
+#pragma GCC unroll 16
+            for (int64_t i = 0; i < 16; ++i) _mm512_store_ps(tile.keys + (d / 4 + i) * kBlock + k, x[i]);
+        }
+    }
+    __m512 sum[Rows][4];
+    for (auto& line : sum)
+        for (auto& x : line) x = _mm512_setzero_ps();
+    const float* line = tile.keys;
+    for (int64_t d = 0; d < tile.dim; d += 4, line += kBlock) {
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) {
+            __m512 code[4];
+#pragma GCC unroll 4
+            for (int c = 0; c < 4; ++c) {
+                const __m512i four = _mm512_castps_si512(_mm512_load_ps(line + 16 * c));
+                code[c] = _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(four, 24 - 8 * j), 24));
+            }
+#pragma GCC unroll 8
+            for (int r = 0; r < Rows; ++r) {
+                const __m512 query = _mm512_set1_ps(tile.queries[r * tile.dim + d + j]);
+#pragma GCC unroll 4
+                for (int c = 0; c < 4; ++c) sum[r][c] = _mm512_fmadd_ps(query, code[c], sum[r][c]);
+            }
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) soften(tile, r, key, tile.whole(0, Rows, key), sum[r]);
 }
 
 template <int Rows, int Columns, class Code>
@@ -227,6 +272,14 @@ constexpr WeighFew<Code> kWeighFew[] = {nullptr,
                                         weigh_few<4, Code>,
                                         weigh_few<5, Code>,
                                         weigh_few<6, Code>};
+template <>
+constexpr WeighFew<int8_t> kWeighFew<int8_t>[] = {nullptr,
+                                                  weigh_few_codes<1>,
+                                                  weigh_few_codes<2>,
+                                                  weigh_few_codes<3>,
+                                                  weigh_few_codes<4>,
+                                                  weigh_few_codes<5>,
+                                                  weigh_few_codes<6>};
 
 // Keys [key, key + 64) and their values, of which the first `count` are tokens. more: another block follows.
 template <class Code>
