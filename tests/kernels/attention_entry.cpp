@@ -9,6 +9,7 @@
 
 namespace {
 
+// Whoever calls waits for the items, not for the threads: one that the system has put aside holds up nobody.
 class Pool {
 public:
     explicit Pool(int threads) {
@@ -24,33 +25,33 @@ public:
 
 private:
     void share(void (*work)(void*, size_t), void* argument, size_t count) {
-        work_ = work, argument_ = argument, count_ = count, next_ = 0, busy_ = static_cast<int>(threads_.size());
-        ++round_;
-        take();
-        while (busy_ > 0) _mm_pause();
+        work_ = work, argument_ = argument, done_ = 0;
+        open_ = static_cast<uint64_t>(count);
+        while (take()) {}
+        while (done_ < count) _mm_pause();
     }
-    void take() {
-        for (size_t i; (i = next_++) < count_;) work_(argument_, i);
+    bool take() {
+        uint64_t left = open_;
+        while (left > 0)
+            if (open_.compare_exchange_weak(left, left - 1)) {
+                // the item is counted among those awaited: work_ stays until it is done
+                work_(argument_, left - 1);
+                ++done_;
+                return true;
+            }
+        return false;
     }
     void follow() {
-        for (unsigned seen = 0; !stop_;) {
-            if (round_ == seen) {
-                _mm_pause();
-                if (++idle_ % 4096 == 0) std::this_thread::yield();
-                continue;
-            }
-            ++seen;
-            take();
-            --busy_;
+        for (unsigned idle = 0; !stop_;) {
+            if (take()) continue;
+            _mm_pause();
+            if (++idle % 4096 == 0) std::this_thread::yield();
         }
     }
     void (*work_)(void*, size_t) = nullptr;
     void* argument_ = nullptr;
-    size_t count_ = 0;
-    unsigned idle_ = 0;
-    std::atomic<size_t> next_{0};
-    std::atomic<int> busy_{0};
-    std::atomic<unsigned> round_{0};
+    std::atomic<uint64_t> open_{0};
+    std::atomic<size_t> done_{0};
     std::atomic<bool> stop_{false};
     std::vector<std::thread> threads_;
 };

@@ -85,14 +85,18 @@ inline __attribute__((always_inline)) void transpose(__m512 (&x)[16]) {
     }
 }
 
-// sum[r][c] += a[r][k] * b[k][16 c ..] for k < depth, in that order
-template <int Rows, int Columns>
-inline __attribute__((always_inline)) void multiply(const float* a, size_t a_stride, const float* b, size_t b_stride,
-                                                    size_t depth, __m512 (&sum)[Rows][Columns]) {
+// sum[r][c] += a[r][k] * b[k][16 c ..] for k < depth, in that order. With each k, `fetched` bytes more of `next` are
+// called from memory.
+template <int Rows, int Columns, class Code>
+inline __attribute__((always_inline)) void multiply(const float* a, size_t a_stride, const Code* b, size_t b_stride,
+                                                    size_t depth, __m512 (&sum)[Rows][Columns],
+                                                    const char* next = nullptr, size_t fetched = 0) {
     for (size_t k = 0; k < depth; ++k, b += b_stride) {
+        for (size_t i = 0; i < fetched; i += 64) _mm_prefetch(next + i, _MM_HINT_T1);
+        next += fetched;
         __m512 line[Columns];
 #pragma GCC unroll 4
-        for (int c = 0; c < Columns; ++c) line[c] = _mm512_loadu_ps(b + 16 * c);
+        for (int c = 0; c < Columns; ++c) line[c] = load16(b + 16 * c);
 #pragma GCC unroll 8
         for (int r = 0; r < Rows; ++r) {
             const __m512 x = _mm512_set1_ps(a[r * a_stride + k]);
