@@ -17,6 +17,7 @@ namespace {
 
 constexpr int kLanes = 16;   // columns of a tile: the floats of a register
 constexpr int kGroup = 32;   // K that are multiplied before the sum leaves the integers
+constexpr int64_t kNear = 400000;  // bytes of weights that stay near while all rows pass
 constexpr int kRows = 12;    // rows that share one unpacking of a tile's weights; their sums stay in registers
 
 template <class T>
@@ -110,7 +111,7 @@ inline __m512i four(const int8_t* codes) {
 // y[r] = sums of `Rows` rows over one tile.
 template <int Bits, int Rows>
 inline void tile(const uint8_t* codes, const float* scales, const uint8_t* zeros, int64_t groups, int64_t group_of_scale,
-                 const Coded& x, int64_t inputs, __m512* y) {
+                 const Coded& x, int64_t stride, __m512* y) {
     __m512 sums[Rows];
     for (int r = 0; r < Rows; ++r) sums[r] = _mm512_setzero_ps();
     for (int64_t g = 0; g < groups; ++g) {
@@ -121,7 +122,7 @@ inline void tile(const uint8_t* codes, const float* scales, const uint8_t* zeros
         const __m512i zero = _mm512_cvtepu8_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(zeros + s * kLanes)));
 #pragma GCC unroll 12
         for (int r = 0; r < Rows; ++r) {
-            const int8_t* row = x.codes + r * inputs + g * kGroup;
+            const int8_t* row = x.codes + r * stride + g * kGroup;
             __m512i sum = _mm512_mullo_epi32(zero, _mm512_set1_epi32(x.sums[r * groups + g]));
 #pragma GCC unroll 8
             for (int j = 0; j < 8; ++j) sum = _mm512_dpbusd_epi32(sum, w.w[j], four(row + 4 * j));
@@ -209,10 +210,11 @@ void Linear::run(const float* x, int64_t rows, float* y, const AddNorm* before, 
     const int64_t inputs = shape_.inputs, groups = inputs / kGroup, blocks = inputs / shape_.block;
     const int64_t step = shape_.gated ? 2 : 1, units = shape_.outputs / kLanes / step;
     const int64_t width = shape_.gated ? shape_.outputs / 2 : shape_.outputs;
+    const int64_t stride = inputs + 64;  // not a power of two, or all rows would want the same places of the cache
     thread_local Scratch<int8_t> code_room;
     thread_local Scratch<float> scale_room;
     thread_local Scratch<int32_t> sum_room;
-    int8_t* codes = code_room.room(rows * inputs);
+    int8_t* codes = code_room.room(rows * stride);
     float* scales = scale_room.room(rows * groups);
     int32_t* sums = sum_room.room(rows * groups);
     const auto code = [&](int64_t first, int64_t last) {
@@ -224,7 +226,7 @@ void Linear::run(const float* x, int64_t rows, float* y, const AddNorm* before, 
                 add_norm_row(row, before->residual + r * inputs, *before, inputs, before->total + r * inputs, normed);
                 row = normed;
             }
-            code_row(row, inputs, codes + r * inputs, scales + r * groups, sums + r * groups);
+            code_row(row, inputs, codes + r * stride, scales + r * groups, sums + r * groups);
         }
     };
     if (rows <= 16 || parallel.threads == 1) {
@@ -238,19 +240,24 @@ void Linear::run(const float* x, int64_t rows, float* y, const AddNorm* before, 
     parallel(parts, [&](size_t part) {
         const int64_t first = units * part / parts, last = units * (part + 1) / parts;
         const size_t tile_bytes = groups * (shape_.bits == 8 ? 512 : 256);
-        for (int64_t unit = first; unit < last; ++unit) {
+        // as many columns at a time as leave room in the second cache: rows are read once for all of them
+        const int64_t together = std::max<int64_t>(1, kNear / static_cast<int64_t>(tile_bytes * step));
+        for (int64_t from = first; from < last; from += together) {
+            const int64_t to = std::min(last, from + together);
             for (int64_t r = 0; r < rows; r += kRows) {
                 const int now = static_cast<int>(std::min<int64_t>(kRows, rows - r));
                 const Tile each = choose(shape_.bits, now);
-                const Coded coded{codes + r * inputs, scales + r * groups, sums + r * groups};
-                __m512 found[2][kRows];
-                for (int64_t s = 0; s < step; ++s) {
-                    const int64_t t = unit * step + s;
-                    each(codes_.get() + t * tile_bytes, scales_.get() + t * blocks * kLanes,
-                         reinterpret_cast<const uint8_t*>(zeros_.get()) + t * blocks * kLanes, groups, shape_.block / kGroup, coded, inputs, found[s]);
+                const Coded coded{codes + r * stride, scales + r * groups, sums + r * groups};
+                for (int64_t unit = from; unit < to; ++unit) {
+                    __m512 found[2][kRows];
+                    for (int64_t s = 0; s < step; ++s) {
+                        const int64_t t = unit * step + s;
+                        each(codes_.get() + t * tile_bytes, scales_.get() + t * blocks * kLanes,
+                             reinterpret_cast<const uint8_t*>(zeros_.get()) + t * blocks * kLanes, groups, shape_.block / kGroup, coded, stride, found[s]);
+                    }
+                    for (int i = 0; i < now; ++i)
+                        _mm512_storeu_ps(y + (r + i) * width + unit * kLanes, shape_.gated ? gate(found[0][i], found[1][i]) : found[0][i]);
                 }
-                for (int i = 0; i < now; ++i)
-                    _mm512_storeu_ps(y + (r + i) * width + unit * kLanes, shape_.gated ? gate(found[0][i], found[1][i]) : found[0][i]);
             }
         }
     });
