@@ -44,7 +44,7 @@ struct Answer {
         : mixed(memory), peak(memory + rows * dim), sum(memory + rows * dim + rows) {}
 };
 
-void take(const Tile& tile, Answer& to) {
+void take(const Tile& tile, const Answer& to) {
     std::memcpy(to.mixed, tile.mixed, tile.rows * tile.dim * sizeof(float));
     for (int64_t r = 0; r < tile.rows; ++r) {
         to.peak[r] = tile.maximum[r];
@@ -52,7 +52,7 @@ void take(const Tile& tile, Answer& to) {
     }
 }
 
-void merge(const Answer& part, Answer& to, int64_t rows, int64_t dim) {
+void merge(const Answer& part, const Answer& to, int64_t rows, int64_t dim) {
     for (int64_t r = 0; r < rows; ++r) {
         const float peak = std::max(to.peak[r], part.peak[r]);
         const float old = exp2(to.peak[r] - peak), now = exp2(part.peak[r] - peak);
@@ -84,10 +84,10 @@ public:
         : shape_(shape), call_(call), group_(shape.heads / shape.kv_heads), dim_(shape.head_dim) {
         window_ = shape.window > 0 ? shape.window : shape.context;
         part_ = std::max(kPart, (shape.context / 32 + kBlock - 1) / kBlock * kBlock);
-        int64_t parts = 1, keys = 0;
+        int64_t keys = 0;
         for (int64_t b = 0; b < call.batch; ++b) {
             const int64_t first = std::max<int64_t>(0, call.last[b] - call.tokens + 2 - window_);
-            parts = std::max(parts, call.last[b] / part_ + 1 - first / part_);
+            parts_ = std::max(parts_, call.last[b] / part_ + 1 - first / part_);
             keys += call.last[b] + 1 - first;
         }
         const int64_t threads = keys * shape.kv_heads * dim_ * call.tokens < kAlone ? 1 : parallel.threads;
@@ -97,10 +97,11 @@ public:
             tile_tokens_ = std::clamp<int64_t>(rows / group_, 1, call.tokens);
             tiles_ = (call.tokens + tile_tokens_ - 1) / tile_tokens_;
             rows /= 2;
-        } while (pairs * tiles_ * parts < 4 * threads && rows >= kLeastRows);
+        } while (pairs * tiles_ * parts_ < 4 * threads && rows >= kLeastRows);
         groups_ = pairs * tiles_;
         alone_ = threads == 1;
-        parts_ = alone_ || groups_ >= 4 * threads ? 1 : parts;
+        run_ = alone_ || groups_ >= 4 * threads ? parts_ : std::max<int64_t>(1, groups_ * parts_ / (8 * threads));
+        runs_ = (parts_ + run_ - 1) / run_;
     }
 
     void run(const Parallel& parallel) {
@@ -112,13 +113,13 @@ public:
         if (tiles_ > 1) each(parallel, call_.batch * shape_.kv_heads * tiles_, [](void* self, size_t i) {
             static_cast<Attention*>(self)->write_tile(static_cast<int64_t>(i));
         });
-        if (parts_ > 1) {
+        if (runs_ > 1) {
             const size_t floats = groups_ * parts_ * Answer::floats(tile_tokens_ * group_, dim_);
             answers_ = of_caller().reserve(floats + groups_);
             pending_ = reinterpret_cast<std::atomic<int32_t>*>(answers_ + floats);
-            for (int64_t g = 0; g < groups_; ++g) new (pending_ + g) std::atomic<int32_t>(static_cast<int32_t>(parts_));
+            for (int64_t g = 0; g < groups_; ++g) new (pending_ + g) std::atomic<int32_t>(static_cast<int32_t>(runs_));
         }
-        each(parallel, groups_ * parts_, [](void* self, size_t i) {
+        each(parallel, groups_ * runs_, [](void* self, size_t i) {
             static_cast<Attention*>(self)->attend(static_cast<int64_t>(i));
         });
     }
@@ -188,7 +189,7 @@ private:
     }
 
     void attend(int64_t item) {
-        const int64_t group = item / parts_, slot = item % parts_;
+        const int64_t group = item / runs_;
         const Place p = place(group);
         if (p.begin >= p.end) return;
         Tile tile{};
@@ -200,8 +201,7 @@ private:
         tile.first = tile.first_key(0);
         tile.end = position(p.b, p.end);
         const int64_t first_part = tile.first / part_, end_part = (tile.end + part_ - 1) / part_;
-        const int64_t begin = parts_ > 1 ? first_part + slot : first_part;
-        const int64_t end = parts_ > 1 ? std::min(begin + 1, end_part) : end_part;
+        const int64_t begin = first_part + item % runs_ * run_, end = std::min(begin + run_, end_part);
 
         const int64_t of_answer = Answer::floats(tile.rows, dim_), of_tile = Tile::floats(tile.rows, dim_);
         float* memory = of_thread().reserve(of_tile + 2 * of_answer);
@@ -214,12 +214,16 @@ private:
                 const int64_t s = p.begin + key - tile.position;  // the token that stands at the part's first key
                 write(p.b, p.head, std::max(p.begin, s), std::min(p.end, s + part_));
             }
-            attend_part<Code>(tile, head_of(call_.keys, p.b, p.head), head_of(call_.values, p.b, p.head), key, key + part_);
-            if (parts_ > 1) next = answer(group, slot, tile.rows);
-            take(tile, part == begin && parts_ == 1 ? total : next);
-            if (part > begin) merge(next, total, tile.rows, dim_);
+            attend_part<Code>(tile, head_of(call_.keys, p.b, p.head), head_of(call_.values, p.b, p.head), key, key + part_,
+                              end * part_);
+            if (runs_ > 1) {
+                take(tile, answer(group, part - first_part, tile.rows));
+            } else {
+                take(tile, part == begin ? total : next);
+                if (part > begin) merge(next, total, tile.rows, dim_);
+            }
         }
-        if (parts_ > 1) {
+        if (runs_ > 1) {
             if (pending_[group].fetch_sub(1, std::memory_order_acq_rel) > 1) return;
             total = answer(group, 0, tile.rows);
             for (int64_t i = 1; i < end_part - first_part; ++i) merge(answer(group, i, tile.rows), total, tile.rows, dim_);
@@ -248,7 +252,9 @@ private:
     const AttentionShape& shape_;
     const AttentionCall& call_;
     const int64_t group_, dim_;
-    int64_t window_, part_, tile_tokens_, tiles_, groups_, parts_;
+    int64_t window_, part_, tile_tokens_, tiles_, groups_;
+    int64_t parts_ = 1;     // of the longest row
+    int64_t run_, runs_;  // parts that one thread takes one after the other
     bool alone_;
     float* answers_ = nullptr;
     std::atomic<int32_t>* pending_ = nullptr;

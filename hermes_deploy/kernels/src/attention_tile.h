@@ -76,24 +76,18 @@ inline uint64_t low_bits(int64_t count) {
     return count <= 0 ? 0 : count >= 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1;
 }
 
-// What comes next is on its way from memory while this block is computed: it may be read as fast as memory gives it.
-template <class Code>
-struct Ahead {
-    const Code* keys;    // of the next block; null at the end of a part
-    const Code* values;  // of this block
-};
-
-// x[i]: the vector at place d of key k + i; of keys from `count` on, where anything may be, nothing is read
+// x[i]: the vector at place d of key k + i; of keys from `count` on, where anything may be, nothing is read.
+// The same place of the values, which come next, is called from memory: both are read as fast as memory gives them.
 template <class Code, class Load>
 inline __attribute__((always_inline)) void load_lines(const Code* keys, int64_t k, int64_t count, int64_t dim, int64_t d,
-                                                      const Ahead<Code>& ahead, Load load, __m512 (&x)[16]) {
+                                                      const Code* values, Load load, __m512 (&x)[16]) {
     const Code* key = keys + k * dim + d;
     if (k + 16 <= count) {
-        const ptrdiff_t values = d * sizeof(Code) % 64 == 0 ? ahead.values - keys : 0;
+        const Code* value = values + k * dim + d;
 #pragma GCC unroll 16
-        for (int i = 0; i < 16; ++i, key += dim) {
+        for (int i = 0; i < 16; ++i, key += dim, value += dim) {
             x[i] = load(key);
-            _mm_prefetch(reinterpret_cast<const char*>(key + values), _MM_HINT_T1);
+            _mm_prefetch(value, _MM_HINT_T1);
         }
     } else {
 #pragma GCC unroll 16
@@ -104,17 +98,17 @@ inline __attribute__((always_inline)) void load_lines(const Code* keys, int64_t 
 // x[i]: dim d + i of keys [k, k + 16)
 template <class Code>
 inline __attribute__((always_inline)) void load_keys(const Code* keys, int64_t k, int64_t count, int64_t dim, int64_t d,
-                                                     const Ahead<Code>& ahead, __m512 (&x)[16]) {
-    load_lines(keys, k, count, dim, d, ahead, [](const Code* key) { return load16(key); }, x);
+                                                     const Code* values, __m512 (&x)[16]) {
+    load_lines(keys, k, count, dim, d, values, [](const Code* key) { return load16(key); }, x);
     transpose(x);
 }
 
 template <class Code>
-inline void transpose_keys(const Code* keys, int64_t count, int64_t dim, const Ahead<Code>& ahead, float* to) {
+inline void transpose_keys(const Code* keys, int64_t count, int64_t dim, const Code* values, float* to) {
     for (int64_t k = 0; k < kBlock; k += 16) {
         for (int64_t d = 0; d < dim; d += 16) {
             __m512 x[16];
-            load_keys(keys, k, count, dim, d, ahead, x);
+            load_keys(keys, k, count, dim, d, values, x);
 #pragma GCC unroll 16
             for (int64_t i = 0; i < 16; ++i) _mm512_store_ps(to + (d + i) * kBlock + k, x[i]);
         }
@@ -159,7 +153,7 @@ void weigh(const Tile& tile, int64_t row, int64_t key) {
 
 // The same for a tile of few rows, without a transposed copy of the keys.
 template <int Rows, class Code>
-void weigh_few(const Tile& tile, const Code* keys, int64_t key, int64_t count, const Ahead<Code>& ahead) {
+void weigh_few(const Tile& tile, const Code* keys, int64_t key, int64_t count, const Code* values) {
     __m512 score[Rows][4];
 #pragma GCC unroll 1
     for (int64_t k = 0; k < kBlock; k += 16) {
@@ -167,7 +161,7 @@ void weigh_few(const Tile& tile, const Code* keys, int64_t key, int64_t count, c
         for (auto& x : sum) x = _mm512_setzero_ps();
         for (int64_t d = 0; k < count && d < tile.dim; d += 16) {
             __m512 x[16];
-            load_keys(keys, k, count, tile.dim, d, ahead, x);
+            load_keys(keys, k, count, tile.dim, d, values, x);
 #pragma GCC unroll 16
             for (int i = 0; i < 16; ++i)
 #pragma GCC unroll 8
@@ -182,12 +176,12 @@ void weigh_few(const Tile& tile, const Code* keys, int64_t key, int64_t count, c
 
 // And for codes of heads of a multiple of 64: transposed four bytes at a time, [dim / 4, 64 keys], taken apart after.
 template <int Rows>
-void weigh_few_codes(const Tile& tile, const int8_t* keys, int64_t key, int64_t count, const Ahead<int8_t>& ahead) {
-    if (tile.dim % 64 != 0) return weigh_few<Rows, int8_t>(tile, keys, key, count, ahead);
+void weigh_few_codes(const Tile& tile, const int8_t* keys, int64_t key, int64_t count, const int8_t* values) {
+    if (tile.dim % 64 != 0) return weigh_few<Rows, int8_t>(tile, keys, key, count, values);
     for (int64_t k = 0; k < kBlock; k += 16) {
         for (int64_t d = 0; d < tile.dim; d += 64) {
             __m512 x[16];
-            load_lines(keys, k, count, tile.dim, d, ahead, [](const int8_t* line) { return _mm512_loadu_ps(line); }, x);
+            load_lines(keys, k, count, tile.dim, d, values, [](const int8_t* line) { return _mm512_loadu_ps(line); }, x);
             transpose(x);
 #pragma GCC unroll 16
             for (int64_t i = 0; i < 16; ++i) _mm512_store_ps(tile.keys + (d / 4 + i) * kBlock + k, x[i]);
@@ -263,7 +257,7 @@ const float* as_floats(const Code* values, int64_t count, int64_t dim, float* to
 }
 
 template <class Code>
-using WeighFew = void (*)(const Tile&, const Code*, int64_t, int64_t, const Ahead<Code>&);
+using WeighFew = void (*)(const Tile&, const Code*, int64_t, int64_t, const Code*);
 template <class Code>
 constexpr WeighFew<Code> kWeighFew[] = {nullptr,
                                         weigh_few<1, Code>,
@@ -281,19 +275,21 @@ constexpr WeighFew<int8_t> kWeighFew<int8_t>[] = {nullptr,
                                                   weigh_few_codes<5>,
                                                   weigh_few_codes<6>};
 
-// Keys [key, key + 64) and their values, of which the first `count` are tokens. more: another block follows.
+// Keys [key, key + 64) and their values, of which the first `count` are tokens. more: the caller goes on with the next
+// block, whose keys are called from memory while these values are summed.
 template <class Code>
 void attend_block(const Tile& tile, const Code* keys, const Code* values, int64_t key, int64_t count, bool more) {
     keys += key * tile.dim;
     values += key * tile.dim;
-    const Ahead<Code> ahead{more ? keys + kBlock * tile.dim : nullptr, values};
+    const char* next = reinterpret_cast<const char*>(keys + kBlock * tile.dim);
+    const size_t fetched = more ? tile.dim * sizeof(Code) / std::max<int64_t>(1, tile.dim / 64) : 0;
     if (tile.rows <= kRows) {
-        kWeighFew<Code>[tile.rows](tile, keys, key, count, ahead);
-        kMix<Code>[tile.rows](tile, 0, values, std::max<int64_t>(0, tile.first - key), count,
-                         reinterpret_cast<const char*>(ahead.keys), more ? tile.dim * sizeof(Code) / std::max<int64_t>(1, tile.dim / 64) : 0);
+        kWeighFew<Code>[tile.rows](tile, keys, key, count, values);
+        kMix<Code>[tile.rows](tile, 0, values, std::max<int64_t>(0, tile.first - key), count, next,
+                               fetched);
         return;
     }
-    transpose_keys(keys, count, tile.dim, ahead, tile.keys);
+    transpose_keys(keys, count, tile.dim, values, tile.keys);
     const float* floats = as_floats(values, count, tile.dim, tile.values);
     const auto each = [&](auto work) {
         for (int64_t row = 0; row < tile.rows; row += kRows) {
@@ -304,19 +300,23 @@ void attend_block(const Tile& tile, const Code* keys, const Code* values, int64_
         }
     };
     each([&](int64_t rows, int64_t row, int64_t, int64_t) { kWeigh[rows](tile, row, key); });
-    each([&](int64_t rows, int64_t row, int64_t from, int64_t to) { kMix<float>[rows](tile, row, floats, from, to, nullptr, 0); });
+    each([&](int64_t rows, int64_t row, int64_t from, int64_t to) { 
+        kMix<float>[rows](tile, row, floats, from, to, next, row == 0 ? fetched : 0);
+    });
 }
 
-// Leaves mixed, maximum and sums of keys [begin, end). keys, values: of one row of the cache and one head.
+// Leaves mixed, maximum and sums of keys [begin, end), a part. keys, values: of one row of the cache and one head.
+// until: where the caller's next parts end.
 template <class Code>
-void attend_part(const Tile& tile, const Code* keys, const Code* values, int64_t begin, int64_t end) {
+void attend_part(const Tile& tile, const Code* keys, const Code* values, int64_t begin, int64_t end, int64_t until) {
     std::memset(tile.mixed, 0, tile.rows * tile.dim * sizeof(float));
     std::memset(tile.sums, 0, tile.rows * 16 * sizeof(float));
     std::fill(tile.maximum, tile.maximum + tile.rows, kNone);
     begin = std::max(begin, tile.first / kBlock * kBlock);
     end = std::min(end, tile.end);
+    until = std::min(until, tile.end);
     for (int64_t key = begin; key < end; key += kBlock) {
-        attend_block(tile, keys, values, key, std::min(kBlock, end - key), key + kBlock < end);
+        attend_block(tile, keys, values, key, std::min(kBlock, end - key), key + kBlock < until);
     }
 }
 
