@@ -22,14 +22,22 @@ CONTEXT = 700
 Open = Callable[..., OrtCpuSession]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["fp32", "int8"])
+def model(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """Linears in 4 bits, the head in 8, and a cache of floats or of codes."""
     folder = tmp_path_factory.mktemp("int4")
     reference = make_reference(
         folder / "checkpoint", hidden_size=96, intermediate_size=160, num_attention_heads=6, num_key_value_heads=2
     )
-    graph = build_decoder(GraphSpec(reference.config, "ort", "fp32", CONTEXT), reference.tensors)
-    quantize(graph, load_recipe("int4-rtn"), TARGETS["cpu"])
+    config, kv = reference.config, request.param
+    spec = GraphSpec(config, "ort", "fp32", CONTEXT, kv=kv)
+    scale = np.full((config.kv_heads, config.head_dim), 0.03, np.float32)
+    scales = {f"layers.{i}.{kind}": scale for i in range(config.layers) for kind in ("key", "value")}
+    graph = build_decoder(spec, reference.tensors, scales if kv == "int8" else None)
+    recipe = load_recipe("int4-rtn")
+    quantize(
+        graph, recipe.model_copy(update={"head": "int8", "kv": "int8" if kv == "int8" else recipe.kv}), TARGETS["cpu"]
+    )
     save_model(graph, folder / "model.onnx")
     assert save_fused(folder / "model.onnx", folder / kernels.FUSED)
     return folder / "model.onnx"
