@@ -16,7 +16,7 @@ namespace {
 constexpr int64_t kTileRows = 96;
 constexpr int64_t kLeastRows = 24;
 constexpr int64_t kPart = 256;   // keys, at least; longer where the cache has room for more than 32 of them
-constexpr int64_t kAlone = 40000;  // floats of the cache that one thread reads sooner than another is woken
+constexpr int64_t kAlone = 20000;  // floats of the cache that one thread reads sooner than another is woken
 constexpr float kLog2E = 1.44269504088896f;
 
 Scratch& of_thread() {
