@@ -111,7 +111,9 @@ def test_a_long_context_and_large_scores(attend: Attend) -> None:
     assert np.abs(keys[0, :, 2500]).max() > 60
     attend(shape, cache, large, at(2500))
     # scores of +-1000: float32 knows them to about 1e-4
-    np.testing.assert_allclose(attend(shape, cache, large, at(2500)), expected(shape, cache, large, at(2500)), atol=1e-2)
+    np.testing.assert_allclose(
+        attend(shape, cache, large, at(2500)), expected(shape, cache, large, at(2500)), atol=1e-2
+    )
 
 
 @pytest.mark.parametrize("cache_type", CACHE_TYPES)
