@@ -64,12 +64,13 @@ void* pool_open(int threads) { return new Pool(threads); }
 void pool_close(void* pool) { delete static_cast<Pool*>(pool); }
 
 // sizes: heads, kv_heads, head_dim, context, window, cache type, batch, tokens
-void attend(const int64_t* sizes, float scale, const float* qkv, const float* cos, const float* sin, const int32_t* last,
-            void* keys, void* values, const float* key_scale, const float* value_scale, float* mixed, void* pool,
-            int threads) {
+void attend(const int64_t* sizes, float scale, const float* qkv, const float* cos, const float* sin,
+            const int32_t* last, void* keys, void* values, const float* key_scale, const float* value_scale, float* mixed,
+            void* pool, int threads) {
     const hermes::AttentionShape shape{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], scale,
                                        static_cast<hermes::CacheType>(sizes[5])};
-    const hermes::AttentionCall call{sizes[6], sizes[7], qkv, cos, sin, last, keys, values, key_scale, value_scale, mixed};
+    const hermes::AttentionCall call{sizes[6], sizes[7], qkv,       cos,         sin,  last,
+                                     keys,     values,   key_scale, value_scale, mixed};
     hermes::attend(shape, call, hermes::Parallel{Pool::run, pool, threads});
 }
 }

@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <type_traits>
 
 // behind the headers: what they define is shared with code that also runs where these instructions are not
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c")
@@ -21,10 +22,10 @@
 namespace hermes {
 namespace {
 
-constexpr int64_t kTileRows = 96;
-constexpr int64_t kLeastRows = 24;
-constexpr int64_t kPart = 256;   // keys, at least; longer where the cache has room for more than 32 of them
-constexpr int64_t kAlone = 40000;  // floats of the cache that one thread reads sooner than another is woken
+constexpr int64_t kTileRows = 96;   // a transposed block of keys costs 7% of what they compute
+constexpr int64_t kLeastRows = 24;  // where larger tiles are too few for the threads
+constexpr int64_t kPart = 256;     // keys, at least; longer where the cache has room for more than 32 of them
+constexpr int64_t kAlone = 20000;  // floats of the cache that one thread reads sooner than another is woken
 constexpr float kLog2E = 1.44269504088896f;
 
 Scratch& of_thread() {
@@ -58,7 +59,8 @@ void merge(const Answer& part, const Answer& to, int64_t rows, int64_t dim) {
         const float old = exp2(to.peak[r] - peak), now = exp2(part.peak[r] - peak);
         for (int64_t d = r * dim; d < (r + 1) * dim; d += 16) {
             const __m512 before = _mm512_mul_ps(_mm512_loadu_ps(to.mixed + d), _mm512_set1_ps(old));
-            _mm512_storeu_ps(to.mixed + d, _mm512_fmadd_ps(_mm512_loadu_ps(part.mixed + d), _mm512_set1_ps(now), before));
+            const __m512 next = _mm512_loadu_ps(part.mixed + d);
+            _mm512_storeu_ps(to.mixed + d, _mm512_fmadd_ps(next, _mm512_set1_ps(now), before));
         }
         to.sum[r] = __builtin_fmaf(part.sum[r], now, to.sum[r] * old);
         to.peak[r] = peak;
@@ -182,7 +184,7 @@ private:
                    call_.sin + at * dim_ / 2, dim_, query);
             for (int64_t d = 0; d < dim_; d += 16) {
                 __m512 x = _mm512_mul_ps(_mm512_loadu_ps(query + d), scale);
-                if (shape_.cache == CacheType::i8) x = _mm512_mul_ps(x, _mm512_loadu_ps(call_.key_scale + p.head * dim_ + d));
+                if (coded) x = _mm512_mul_ps(x, _mm512_loadu_ps(call_.key_scale + p.head * dim_ + d));
                 _mm512_storeu_ps(query + d, x);
             }
         }
@@ -214,8 +216,8 @@ private:
                 const int64_t s = p.begin + key - tile.position;  // the token that stands at the part's first key
                 write(p.b, p.head, std::max(p.begin, s), std::min(p.end, s + part_));
             }
-            attend_part<Code>(tile, head_of(call_.keys, p.b, p.head), head_of(call_.values, p.b, p.head), key, key + part_,
-                              end * part_);
+            attend_part<Code>(tile, head_of(call_.keys, p.b, p.head), head_of(call_.values, p.b, p.head), key,
+                              key + part_, end * part_);
             if (runs_ > 1) {
                 take(tile, answer(group, part - first_part, tile.rows));
             } else {
@@ -226,7 +228,9 @@ private:
         if (runs_ > 1) {
             if (pending_[group].fetch_sub(1, std::memory_order_acq_rel) > 1) return;
             total = answer(group, 0, tile.rows);
-            for (int64_t i = 1; i < end_part - first_part; ++i) merge(answer(group, i, tile.rows), total, tile.rows, dim_);
+            for (int64_t i = 1; i < end_part - first_part; ++i) {
+                merge(answer(group, i, tile.rows), total, tile.rows, dim_);
+            }
         }
         finish(p, total);
     }
@@ -243,12 +247,13 @@ private:
             const __m512 share = _mm512_set1_ps(1.0f / total.sum[r]);
             for (int64_t d = 0; d < dim_; d += 16) {
                 __m512 x = _mm512_mul_ps(_mm512_loadu_ps(total.mixed + r * dim_ + d), share);
-                if (shape_.cache == CacheType::i8) x = _mm512_mul_ps(x, _mm512_loadu_ps(call_.value_scale + p.head * dim_ + d));
+                if (coded) x = _mm512_mul_ps(x, _mm512_loadu_ps(call_.value_scale + p.head * dim_ + d));
                 _mm512_storeu_ps(to + d, x);
             }
         }
     }
 
+    static constexpr bool coded = std::is_same_v<Code, int8_t>;  // then the scales stand outside of all sums
     const AttentionShape& shape_;
     const AttentionCall& call_;
     const int64_t group_, dim_;

@@ -14,12 +14,12 @@
 
 namespace hermes {
 
-constexpr int64_t kBlock = 64;        // keys at a time: four vectors
-constexpr int kRows = 6;              // rows at a time: 24 sums in registers
-constexpr float kNone = -1e30f;       // the maximum before any score; finite, so that differences are numbers
+constexpr int64_t kBlock = 64;  // keys at a time: four vectors
+constexpr int kRows = 6;        // rows at a time: 24 sums in registers
+constexpr float kNone = -1e30f; // the maximum before any score; finite, so that differences are numbers
 constexpr int64_t kMaxDim = 256;
 
-// What a thread needs for a tile, kept between calls: grows to the largest tile seen, at most 0.6 MB for 96 rows.
+// What a thread needs for a tile, kept between calls: grows to the largest tile seen, 0.6 MB for 96 rows of 256.
 class Scratch {
 public:
     Scratch() = default;
@@ -44,17 +44,19 @@ private:
 // Rows are token-major: row r is of token r / group. Sees keys [max(0, p - window + 1), p], p = position + r / group.
 struct Tile {
     int64_t rows, group, dim, position, window;
-    int64_t first, end;   // all keys that any row sees
-    float* queries;       // [rows, dim], rotated and scaled: scores are powers of two
-    float* keys;          // [dim, 64]
-    float* values;        // [64, dim]; unused where the cache holds floats
-    float* weights;       // [rows, 64]
-    float* mixed;         // [rows, dim]: of one part
-    float* fade;          // [rows]: what a row's earlier blocks count now
-    float* maximum;       // [rows]
-    float* sums;          // [rows, 16]
+    int64_t first, end;  // all keys that any row sees
+    float* queries;  // [rows, dim], rotated and scaled: scores are powers of two
+    float* keys;  // [dim, 64]
+    float* values;  // [64, dim]; unused where the cache holds floats
+    float* weights;  // [rows, 64]
+    float* mixed;  // [rows, dim]: of one part
+    float* fade;  // [rows]: what a row's earlier blocks count now
+    float* maximum;  // [rows]
+    float* sums;  // [rows, 16]
 
-    static int64_t floats(int64_t rows, int64_t dim) { return 2 * rows * dim + 2 * kBlock * dim + rows * (kBlock + 32); }
+    static int64_t floats(int64_t rows, int64_t dim) {
+        return 2 * (rows + kBlock) * dim + rows * (kBlock + 32);
+    }
     void lay_out(float* memory) {
         queries = memory;
         keys = queries + rows * dim;
@@ -79,8 +81,8 @@ inline uint64_t low_bits(int64_t count) {
 // x[i]: the vector at place d of key k + i; of keys from `count` on, where anything may be, nothing is read.
 // The same place of the values, which come next, is called from memory: both are read as fast as memory gives them.
 template <class Code, class Load>
-inline __attribute__((always_inline)) void load_lines(const Code* keys, int64_t k, int64_t count, int64_t dim, int64_t d,
-                                                      const Code* values, Load load, __m512 (&x)[16]) {
+inline __attribute__((always_inline)) void load_lines(const Code* keys, int64_t k, int64_t count, int64_t dim,
+                                                      int64_t d, const Code* values, Load load, __m512 (&x)[16]) {
     const Code* key = keys + k * dim + d;
     if (k + 16 <= count) {
         const Code* value = values + k * dim + d;
@@ -122,7 +124,9 @@ inline __attribute__((always_inline)) void soften(const Tile& tile, int64_t row,
         const uint64_t seen = low_bits(tile.last_key(row) + 1 - key) & ~low_bits(tile.first_key(row) - key);
         const __m512 nothing = _mm512_set1_ps(-__builtin_inff());
 #pragma GCC unroll 4
-        for (int c = 0; c < 4; ++c) score[c] = _mm512_mask_mov_ps(nothing, static_cast<__mmask16>(seen >> 16 * c), score[c]);
+        for (int c = 0; c < 4; ++c) {
+            score[c] = _mm512_mask_mov_ps(nothing, static_cast<__mmask16>(seen >> 16 * c), score[c]);
+        }
     }
     const float highest = _mm512_reduce_max_ps(
         _mm512_max_ps(_mm512_max_ps(score[0], score[1]), _mm512_max_ps(score[2], score[3])));
@@ -141,14 +145,30 @@ inline __attribute__((always_inline)) void soften(const Tile& tile, int64_t row,
     tile.fade[row] = fade;
 }
 
-template <int Rows>
-void weigh(const Tile& tile, int64_t row, int64_t key) {
-    __m512 sum[Rows][4];
+// Of the block's four vectors of keys, the first `Columns` are seen by one of the rows at least.
+template <int Rows, int Columns>
+inline void weigh_columns(const Tile& tile, int64_t row, int64_t key) {
+    __m512 sum[Rows][Columns];
     for (auto& line : sum)
         for (auto& x : line) x = _mm512_setzero_ps();
-    multiply<Rows, 4, float>(tile.queries + row * tile.dim, tile.dim, tile.keys, kBlock, tile.dim, sum);
+    multiply<Rows, Columns, float>(tile.queries + row * tile.dim, tile.dim, tile.keys, kBlock, tile.dim, sum);
 #pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r) soften(tile, row + r, key, tile.whole(row, Rows, key), sum[r]);
+    for (int r = 0; r < Rows; ++r) {
+        __m512 score[4];
+#pragma GCC unroll 4
+        for (int c = 0; c < 4; ++c) score[c] = c < Columns ? sum[r][c < Columns ? c : 0] : _mm512_setzero_ps();
+        soften(tile, row + r, key, tile.whole(row, Rows, key), score);
+    }
+}
+
+template <int Rows>
+void weigh(const Tile& tile, int64_t row, int64_t key) {
+    switch ((tile.last_key(row + Rows - 1) - key) / 16) {
+        case 0: return weigh_columns<Rows, 1>(tile, row, key);
+        case 1: return weigh_columns<Rows, 2>(tile, row, key);
+        case 2: return weigh_columns<Rows, 3>(tile, row, key);
+        default: return weigh_columns<Rows, 4>(tile, row, key);
+    }
 }
 
 // The same for a tile of few rows, without a transposed copy of the keys.
@@ -181,7 +201,8 @@ void weigh_few_codes(const Tile& tile, const int8_t* keys, int64_t key, int64_t 
     for (int64_t k = 0; k < kBlock; k += 16) {
         for (int64_t d = 0; d < tile.dim; d += 64) {
             __m512 x[16];
-            load_lines(keys, k, count, tile.dim, d, values, [](const int8_t* line) { return _mm512_loadu_ps(line); }, x);
+            const auto load = [](const int8_t* line) { return _mm512_loadu_ps(line); };
+            load_lines(keys, k, count, tile.dim, d, values, load, x);
             transpose(x);
 #pragma GCC unroll 16
             for (int64_t i = 0; i < 16; ++i) _mm512_store_ps(tile.keys + (d / 4 + i) * kBlock + k, x[i]);
@@ -221,9 +242,10 @@ inline void mix_columns(const Tile& tile, int64_t row, int64_t column, const Cod
     for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 4
         for (int c = 0; c < Columns; ++c)
-            sum[r][c] = _mm512_mul_ps(_mm512_loadu_ps(mixed + r * tile.dim + 16 * c), _mm512_set1_ps(tile.fade[row + r]));
-    multiply<Rows, Columns, Code>(tile.weights + row * kBlock + from, kBlock, values + from * tile.dim + column, tile.dim,
-                            to - from, sum, next, fetched);
+            sum[r][c] = _mm512_mul_ps(_mm512_loadu_ps(mixed + r * tile.dim + 16 * c),
+                                      _mm512_set1_ps(tile.fade[row + r]));
+    multiply<Rows, Columns, Code>(tile.weights + row * kBlock + from, kBlock, values + from * tile.dim + column,
+                                  tile.dim, to - from, sum, next, fetched);
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 4
@@ -247,7 +269,8 @@ template <class Code>
 using Mix = void (*)(const Tile&, int64_t, const Code*, int64_t, int64_t, const char*, size_t);
 constexpr Weigh kWeigh[] = {nullptr, weigh<1>, weigh<2>, weigh<3>, weigh<4>, weigh<5>, weigh<6>};
 template <class Code>
-constexpr Mix<Code> kMix[] = {nullptr, mix<1, Code>, mix<2, Code>, mix<3, Code>, mix<4, Code>, mix<5, Code>, mix<6, Code>};
+constexpr Mix<Code> kMix[] = {nullptr,      mix<1, Code>, mix<2, Code>, mix<3, Code>,
+                              mix<4, Code>, mix<5, Code>, mix<6, Code>};
 
 inline const float* as_floats(const float* values, int64_t, int64_t, float*) { return values; }
 template <class Code>

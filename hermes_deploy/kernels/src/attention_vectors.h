@@ -35,7 +35,7 @@ inline void store16(int8_t* to, __m512 x, const float* scale) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(code)));
 }
 
-// 2^x for x <= 0, within 2 units of the last place; 0 below 2^-126; exactly 1 at 0; NaN stays NaN.
+// 2^x for x <= 0, within 2e-7 of it; 0 below 2^-126; exactly 1 at 0; NaN stays NaN.
 inline __m512 exp2(__m512 x) {
     const __mmask16 counts = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ);
     const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);

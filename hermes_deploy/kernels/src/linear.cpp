@@ -1,11 +1,14 @@
 #include "linear.h"
 
 #include <immintrin.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
+#include <mutex>
 #include <new>
 #include <utility>
 
@@ -17,6 +20,7 @@ namespace {
 
 constexpr int kLanes = 16;   // columns of a tile: the floats of a register
 constexpr int kGroup = 32;   // K that are multiplied before the sum leaves the integers
+constexpr int64_t kAhead = 2048;  // bytes of weights that are fetched before they are needed
 constexpr int64_t kNear = 400000;  // bytes of weights that stay near while all rows pass
 constexpr int kRows = 12;    // rows that share one unpacking of a tile's weights; their sums stay in registers
 
@@ -43,6 +47,38 @@ struct Scratch {
         return data;
     }
 };
+
+constexpr size_t kHuge = size_t{2} << 20;
+constexpr size_t kChunk = size_t{32} << 20;
+
+// Memory for weights: large pages, since each page of 4 KB is read once a step and its address costs as much as its bytes.
+// Linears made one after the other share a chunk, which goes with the last of them.
+std::shared_ptr<uint8_t> take_memory(size_t bytes) {
+    struct Chunk {
+        explicit Chunk(size_t size) : size(size), data(static_cast<uint8_t*>(std::aligned_alloc(kHuge, size))) {
+            if (!data) throw std::bad_alloc();
+            madvise(data, size, MADV_HUGEPAGE);
+        }
+        ~Chunk() { std::free(data); }
+        Chunk(const Chunk&) = delete;
+        const size_t size;
+        uint8_t* const data;
+        size_t used = 0;
+    };
+    static std::mutex taking;
+    static std::weak_ptr<Chunk> last;
+    const std::lock_guard<std::mutex> held(taking);
+    // what is fetched ahead of the end is never read, but let it be ours
+    const size_t size = (bytes + kAhead + 1023) / 64 * 64;
+    std::shared_ptr<Chunk> chunk = last.lock();
+    if (!chunk || chunk->size - chunk->used < size) {
+        chunk = std::make_shared<Chunk>((std::max(size, kChunk) + kHuge - 1) / kHuge * kHuge);
+        last = chunk;
+    }
+    uint8_t* found = chunk->data + chunk->used;
+    chunk->used += size;
+    return {chunk, found};
+}
 
 // Rows of activations in int8: codes [rows, K], and of each 32 their scale and minus the sum of their codes.
 struct Coded {
@@ -91,11 +127,11 @@ struct Unpacked {
 template <int Bits>
 inline void unpack(const uint8_t* codes, Unpacked& to) {
     if constexpr (Bits == 8) {
-        for (int j = 0; j < 8; ++j) to.w[j] = _mm512_load_si512(codes + 64 * j);
+        for (int j = 0; j < 8; ++j) to.w[j] = _mm512_loadu_si512(codes + 64 * j);
     } else {
         const __m512i nibble = _mm512_set1_epi8(15);
         for (int j = 0; j < 4; ++j) {
-            const __m512i both = _mm512_load_si512(codes + 64 * j);
+            const __m512i both = _mm512_loadu_si512(codes + 64 * j);
             to.w[j] = _mm512_and_si512(both, nibble);
             to.w[j + 4] = _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble);
         }
@@ -108,32 +144,45 @@ inline __m512i four(const int8_t* codes) {
     return _mm512_set1_epi32(value);
 }
 
+// What the weights of a tile are read as: for each block of K the codes of its groups, sixteen scales, sixteen zero
+// points. One stream, in the order in which it is used.
+constexpr int64_t group_bytes(int bits) { return bits == 8 ? 512 : 256; }
+constexpr int64_t kScaleBytes = 64, kZeroBytes = 16;
+
 // y[r] = sums of `Rows` rows over one tile.
 template <int Bits, int Rows>
-inline void tile(const uint8_t* codes, const float* scales, const uint8_t* zeros, int64_t groups, int64_t group_of_scale,
-                 const Coded& x, int64_t stride, __m512* y) {
+inline void tile(const uint8_t* weights, int64_t groups, int64_t groups_of_block, const Coded& x, int64_t stride, __m512* y) {
     __m512 sums[Rows];
     for (int r = 0; r < Rows; ++r) sums[r] = _mm512_setzero_ps();
-    for (int64_t g = 0; g < groups; ++g) {
-        Unpacked w;
-        unpack<Bits>(codes + g * (Bits == 8 ? 512 : 256), w);
-        const int64_t s = g / group_of_scale;
-        const __m512 scale = _mm512_load_ps(scales + s * kLanes);
-        const __m512i zero = _mm512_cvtepu8_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(zeros + s * kLanes)));
+    const uint8_t* here = weights;
+    for (int64_t first = 0; first < groups; first += groups_of_block) {
+        const uint8_t* behind = here + groups_of_block * group_bytes(Bits);
+        const __m512 scale = _mm512_loadu_ps(behind);
+        const __m512i zero = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(behind + kScaleBytes)));
+        for (int64_t g = first; g < first + groups_of_block; ++g, here += group_bytes(Bits)) {
+            if constexpr (Rows == 1) {
+                // weights come from memory, and what fetches ahead by itself stops at the end of each page
+                for (int64_t at = 0; at < group_bytes(Bits) + kScaleBytes; at += 64)
+                    _mm_prefetch(reinterpret_cast<const char*>(here + kAhead + at), _MM_HINT_T0);
+            }
+            Unpacked w;
+            unpack<Bits>(here, w);
 #pragma GCC unroll 12
-        for (int r = 0; r < Rows; ++r) {
-            const int8_t* row = x.codes + r * stride + g * kGroup;
-            __m512i sum = _mm512_mullo_epi32(zero, _mm512_set1_epi32(x.sums[r * groups + g]));
+            for (int r = 0; r < Rows; ++r) {
+                const int8_t* row = x.codes + r * stride + g * kGroup;
+                __m512i sum = _mm512_mullo_epi32(zero, _mm512_set1_epi32(x.sums[r * groups + g]));
 #pragma GCC unroll 8
-            for (int j = 0; j < 8; ++j) sum = _mm512_dpbusd_epi32(sum, w.w[j], four(row + 4 * j));
-            const __m512 step = _mm512_mul_ps(scale, _mm512_set1_ps(x.scales[r * groups + g]));
-            sums[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), step, sums[r]);
+                for (int j = 0; j < 8; ++j) sum = _mm512_dpbusd_epi32(sum, w.w[j], four(row + 4 * j));
+                const __m512 step = _mm512_mul_ps(scale, _mm512_set1_ps(x.scales[r * groups + g]));
+                sums[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), step, sums[r]);
+            }
         }
+        here += kScaleBytes + kZeroBytes;
     }
     for (int r = 0; r < Rows; ++r) y[r] = sums[r];
 }
 
-using Tile = void (*)(const uint8_t*, const float*, const uint8_t*, int64_t, int64_t, const Coded&, int64_t, __m512*);
+using Tile = void (*)(const uint8_t*, int64_t, int64_t, const Coded&, int64_t, __m512*);
 
 template <int Bits, int... Rows>
 constexpr Tile choose(int rows, std::integer_sequence<int, Rows...>) {
@@ -165,14 +214,10 @@ inline __m512 gate(__m512 x, __m512 up) {
 
 }  // namespace
 
-void Linear::Free::operator()(void* p) const { std::free(p); }
-
 Linear::Linear(const LinearShape& shape, const uint8_t* codes, const float* scales, const uint8_t* zeros) : shape_(shape) {
-    const int64_t tiles = shape.outputs / kLanes, groups = shape.inputs / kGroup, blocks = shape.inputs / shape.block;
-    const size_t group_bytes = shape.bits == 8 ? 512 : 256;
-    codes_.reset(allocate<uint8_t>(tiles * groups * group_bytes));
-    scales_.reset(allocate<float>(tiles * blocks * kLanes));
-    zeros_.reset(reinterpret_cast<int8_t*>(allocate<uint8_t>(tiles * blocks * kLanes)));
+    const int64_t tiles = shape.outputs / kLanes, blocks = shape.inputs / shape.block, groups = shape.block / kGroup;
+    block_bytes_ = groups * group_bytes(shape.bits) + kScaleBytes + kZeroBytes;
+    weights_ = take_memory(tiles * blocks * block_bytes_);
     // gate and up of the same columns stand side by side
     const auto column_of = [&](int64_t t) {
         if (!shape.gated) return t * kLanes;
@@ -181,26 +226,26 @@ Linear::Linear(const LinearShape& shape, const uint8_t* codes, const float* scal
     const auto nibble = [&](const uint8_t* from, int64_t at) { return at % 2 ? from[at / 2] >> 4 : from[at / 2] & 15; };
     for (int64_t t = 0; t < tiles; ++t) {
         const int64_t column = column_of(t);
-        for (int64_t b = 0; b < blocks; ++b)
-            for (int64_t n = 0; n < kLanes; ++n) {
-                const int64_t from = b * shape.outputs + column + n, to = (t * blocks + b) * kLanes + n;
-                scales_.get()[to] = scales[from];
-                zeros_.get()[to] = static_cast<int8_t>(shape.bits == 8 ? (zeros ? zeros[from] ^ 0x80 : 0x80) : (zeros ? nibble(zeros, from) : 8));
-            }
-        for (int64_t g = 0; g < groups; ++g) {
-            uint8_t* to = codes_.get() + (t * groups + g) * group_bytes;
-            for (int64_t k = 0; k < kGroup; ++k) {
-                const int64_t row = (g * kGroup + k) * shape.outputs + column, part = k / 4;
-                for (int64_t n = 0; n < kLanes; ++n) {
-                    if (shape.bits == 8) {
-                        to[part * 64 + n * 4 + k % 4] = codes[row + n] ^ 0x80;
-                        continue;
+        for (int64_t b = 0; b < blocks; ++b) {
+            uint8_t* to = weights_.get() + (t * blocks + b) * block_bytes_;
+            for (int64_t g = 0; g < groups; ++g, to += group_bytes(shape.bits)) {
+                for (int64_t k = 0; k < kGroup; ++k) {
+                    const int64_t row = (b * shape.block + g * kGroup + k) * shape.outputs + column, part = k / 4;
+                    for (int64_t n = 0; n < kLanes; ++n) {
+                        if (shape.bits == 8) {
+                            to[part * 64 + n * 4 + k % 4] = codes[row + n] ^ 0x80;
+                            continue;
+                        }
+                        uint8_t& place = to[part % 4 * 64 + n * 4 + k % 4];
+                        const uint8_t code = static_cast<uint8_t>(nibble(codes, row + n));
+                        place = part < 4 ? code : static_cast<uint8_t>(place | code << 4);
                     }
-                    uint8_t& place = to[part % 4 * 64 + n * 4 + k % 4];
-                    const uint8_t code = static_cast<uint8_t>(nibble(codes, row + n));
-                    place = part < 4 ? code : static_cast<uint8_t>(place | code << 4);
                 }
             }
+            const int64_t from = b * shape.outputs + column;
+            std::memcpy(to, scales + from, kScaleBytes);
+            for (int64_t n = 0; n < kLanes; ++n)
+                to[kScaleBytes + n] = static_cast<uint8_t>(shape.bits == 8 ? 0x80 : zeros ? nibble(zeros, from + n) : 8);
         }
     }
 }
@@ -239,9 +284,9 @@ void Linear::run(const float* x, int64_t rows, float* y, const AddNorm* before, 
     const int64_t parts = std::min<int64_t>(units, parallel.threads * (rows >= 16 ? 4 : 1));
     parallel(parts, [&](size_t part) {
         const int64_t first = units * part / parts, last = units * (part + 1) / parts;
-        const size_t tile_bytes = groups * (shape_.bits == 8 ? 512 : 256);
+        const int64_t tile_bytes = blocks * block_bytes_;
         // as many columns at a time as leave room in the second cache: rows are read once for all of them
-        const int64_t together = std::max<int64_t>(1, kNear / static_cast<int64_t>(tile_bytes * step));
+        const int64_t together = std::max<int64_t>(1, kNear / (tile_bytes * step));
         for (int64_t from = first; from < last; from += together) {
             const int64_t to = std::min(last, from + together);
             for (int64_t r = 0; r < rows; r += kRows) {
@@ -250,11 +295,8 @@ void Linear::run(const float* x, int64_t rows, float* y, const AddNorm* before, 
                 const Coded coded{codes + r * stride, scales + r * groups, sums + r * groups};
                 for (int64_t unit = from; unit < to; ++unit) {
                     __m512 found[2][kRows];
-                    for (int64_t s = 0; s < step; ++s) {
-                        const int64_t t = unit * step + s;
-                        each(codes_.get() + t * tile_bytes, scales_.get() + t * blocks * kLanes,
-                             reinterpret_cast<const uint8_t*>(zeros_.get()) + t * blocks * kLanes, groups, shape_.block / kGroup, coded, stride, found[s]);
-                    }
+                    for (int64_t s = 0; s < step; ++s)
+                        each(weights_.get() + (unit * step + s) * tile_bytes, groups, shape_.block / kGroup, coded, stride, found[s]);
                     for (int i = 0; i < now; ++i)
                         _mm512_storeu_ps(y + (r + i) * width + unit * kLanes, shape_.gated ? gate(found[0][i], found[1][i]) : found[0][i]);
                 }

@@ -38,10 +38,8 @@ public:
 
 private:
     LinearShape shape_;
-    struct Free { void operator()(void* p) const; };
-    std::unique_ptr<uint8_t, Free> codes_;
-    std::unique_ptr<float, Free> scales_;
-    std::unique_ptr<int8_t, Free> zeros_;
+    int64_t block_bytes_;
+    std::shared_ptr<uint8_t> weights_;
 };
 
 }  // namespace hermes
