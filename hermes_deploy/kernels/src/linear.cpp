@@ -160,7 +160,7 @@ inline void tile(const uint8_t* weights, int64_t groups, int64_t groups_of_block
         const __m512 scale = _mm512_loadu_ps(behind);
         const __m512i zero = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(behind + kScaleBytes)));
         for (int64_t g = first; g < first + groups_of_block; ++g, here += group_bytes(Bits)) {
-            if constexpr (Rows == 1) {
+            if constexpr (Rows < kRows) {
                 // weights come from memory, and what fetches ahead by itself stops at the end of each page
                 for (int64_t at = 0; at < group_bytes(Bits) + kScaleBytes; at += 64)
                     _mm_prefetch(reinterpret_cast<const char*>(here + kAhead + at), _MM_HINT_T0);
