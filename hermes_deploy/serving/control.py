@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypedDict
 
 from hermes_deploy.repository.triton_parameters import CONTROL, ENGINE_TIMEOUT, QUEUE_LIMIT, STRETCH
-from hermes_deploy.runtime.token_loop import Progress
+from hermes_deploy.runtime.running_chat import Progress
 
 Command = Literal["status", "drain", "end"]
 
