@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from hermes_deploy.runtime.drafter import Drafter
 from hermes_deploy.runtime.sampling import Sampler, TokenLogprobs
 from hermes_deploy.runtime.stream import Generation, TokenStream
 
@@ -22,6 +23,8 @@ class Chat:
     """The newest token: not in the cache yet, the next decode writes it."""
     told: float = 0.0
     """When `last` was delivered."""
+    drafter: Drafter | None = None
+    """Made when the chat first runs alone."""
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
 
     @property
@@ -33,6 +36,10 @@ class Chat:
     def position(self) -> int:
         """Where `last` belongs in the cache."""
         return self.prompt + self.generated - 1
+
+    def room(self, max_context: int) -> int:
+        """Tokens that its answer may still have."""
+        return min(self.asked.max_tokens, max_context - self.prompt) - self.generated
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from hermes_deploy.errors import RequestError
 from hermes_deploy.runtime.admission import check
+from hermes_deploy.runtime.drafter import Drafter
 from hermes_deploy.runtime.guarded_session import EngineFailed, GuardedSession
 from hermes_deploy.runtime.metrics import REJECTIONS, Metrics
 from hermes_deploy.runtime.pace import STRETCH
@@ -41,6 +42,7 @@ from hermes_deploy.runtime.sampling import (
 )
 from hermes_deploy.runtime.scheduler import Copy, Scheduler, Ticket
 from hermes_deploy.runtime.session import Session
+from hermes_deploy.runtime.speculation import Speculation
 from hermes_deploy.runtime.stream import Finish, Generation, TokenStream
 
 _FAILURES = 3
@@ -51,6 +53,7 @@ class TokenLoop:
     """Owns `session` and closes it. `queue_limit`: requests that may wait for a slot.
 
     `stretch`: see `Pace`. `engine_timeout`: seconds after which a call of the engine counts as hanging.
+    `speculation`: what repeats is guessed and checked several tokens a step, where the engine can and one chat runs.
     `on_death`: called once, with the cause, from whichever thread found it.
     """
 
@@ -61,6 +64,7 @@ class TokenLoop:
         queue_limit: int = 64,
         stretch: float = STRETCH,
         engine_timeout: float = 120.0,
+        speculation: bool = True,
         on_death: Callable[[str], None] | None = None,
     ) -> None:
         self._session = session
@@ -85,6 +89,7 @@ class TokenLoop:
             stretch=stretch,
             overlaps=session.overlaps,
         )
+        self._speculation = Speculation(session.draft_tokens) if speculation and session.draft_tokens else None
         self._waited = 0.0
         """Seconds in the queue of who got a slot last: after half of that, half of those who wait now have theirs."""
         self._thread = threading.Thread(target=self._run, name="token-loop", daemon=True)
@@ -260,7 +265,9 @@ class TokenLoop:
                 self._read_in(read)
         # those that a watchdog has not ended meanwhile
         decoding = [chat for key in step.decode if (chat := self._chats.get(key)) is not None]
-        if decoding:
+        if decoding and (draft := self._draft(decoding[0])):
+            self._check(decoding[0], draft)
+        elif decoding:
             self._decode(decoding)
         elif self._reading.wait():
             return
@@ -323,10 +330,58 @@ class TokenLoop:
             self._fail(chats, f"the engine failed while decoding: {failed}")
             return
         self._reading.decoded(self._engine.last_seconds)
+        if self._speculation is not None and self._alone:
+            self._speculation.stepped(self._engine.last_seconds)
         self.metrics.decode_time.observe(self._engine.last_seconds)
         for chat, token in zip(chats, tokens.tolist(), strict=True):
             self._scheduler.decoded(chat.key, token)
-        if self._advance([chats[i] for i in order], logits):
+        self._judge(self._advance([chats[i] for i in order], logits))
+
+    @property
+    def _alone(self) -> bool:
+        """One chat holds a slot, so nothing is read or decoded beside it."""
+        return len(self._scheduler.running) == 1
+
+    def _draft(self, chat: Chat) -> list[int]:
+        """What `chat` may go on with, where a step of one more token than these is worth it."""
+        if self._speculation is None or not self._alone:
+            return []
+        if chat.drafter is None:
+            chat.drafter = Drafter(chat.asked.prompt)
+        chat.drafter.follow(self._scheduler.rows[self._scheduler.running[chat.key].slot].tokens, chat.last)
+        # each step gives one token that was not guessed
+        return self._speculation.draft(chat.drafter, chat.room(self._session.max_context) - 1, chat.asked.stop_ids)
+
+    def _check(self, chat: Chat, draft: list[int]) -> None:
+        """One step for `chat` alone: the sampler picks behind each token of `draft` as it would without, and as long as
+        it picks what was guessed the next logits are right. What was not picked is never read in the cache."""
+        assert self._speculation is not None
+        tokens = [chat.last, *draft]
+        slot = self._scheduler.running[chat.key].slot
+        try:
+            logits = self._engine.check(slot, np.array(tokens, dtype=np.int64), chat.position)
+        except EngineFailed as failed:
+            self._fail([chat], f"the engine failed while checking a draft: {failed}")
+            return
+        self._speculation.checked(len(tokens), self._engine.last_seconds)
+        self.metrics.decode_time.observe(self._engine.last_seconds)
+        self.metrics.drafted_tokens += len(draft)
+        finite = False
+        with chat.stream.changed:  # its receiver is woken once
+            for row, token in enumerate(tokens):
+                self._scheduler.decoded(chat.key, token)
+                generated = chat.generated
+                finite |= self._advance([chat], logits[row : row + 1])
+                if row == len(draft) or chat.generated == generated or chat.last != draft[row]:
+                    break
+                self.metrics.accepted_tokens += 1
+                if chat.key not in self._chats or chat.stream.cancelled is not None:
+                    break
+        self._judge(finite)
+
+    def _judge(self, finite: bool) -> None:
+        """A decode is over, in which some logits were `finite`, or none."""
+        if finite:
             self._worthless = 0
         else:
             self._worthless += 1
@@ -363,8 +418,7 @@ class TokenLoop:
         chat.last, chat.told = token, now
         chat.generated += 1
         self.metrics.output_tokens += 1
-        room = min(chat.asked.max_tokens, self._session.max_context - chat.prompt)
-        if chat.generated < room:
+        if chat.room(self._session.max_context) > 0:
             chat.stream.put(token, logprob)
         elif self._release(chat, "length"):
             chat.stream.put(token, logprob, "length")

@@ -29,6 +29,7 @@ from hermes_deploy.repository.triton_parameters import (
     MAX_SLOTS,
     QUEUE_LIMIT,
     REQUEST_LOG,
+    SPECULATION,
     STRETCH,
     TARGET,
 )
@@ -103,6 +104,7 @@ def write_models(plan: Plan, folder: Path, settings: Settings) -> None:
                 QUEUE_LIMIT: str(settings.queue_limit),
                 ENGINE_TIMEOUT: str(settings.engine_timeout),
                 STRETCH: str(settings.stretch),
+                SPECULATION: str(settings.speculation).lower(),
                 CONTROL: str(folder.parent / CONTROL_SOCKET),
             }
             if settings.log_content:

@@ -55,6 +55,11 @@ class Settings(BaseModel):
         description="a prompt's chunk may take that many times a decode step, where the engine's calls take turns",
     )
 
+    speculation: bool = Field(
+        default=True,
+        description="guess what repeats prompt or answer and check it in one step, where a chat runs alone",
+    )
+
     ready_timeout: Seconds = Field(default=300.0, description="until a token must have been generated after a start")
     engine_timeout: Seconds = Field(default=120.0, description="a call of the engine that takes longer hangs: restart")
     stall_after: Seconds = Field(
