@@ -42,7 +42,7 @@ from hermes_deploy.runtime.sampling import (
 )
 from hermes_deploy.runtime.scheduler import Copy, Scheduler, Ticket
 from hermes_deploy.runtime.session import Session
-from hermes_deploy.runtime.speculation import Speculation
+from hermes_deploy.runtime.speculation import MOST, draft_of
 from hermes_deploy.runtime.stream import Finish, Generation, TokenStream
 
 _FAILURES = 3
@@ -89,7 +89,7 @@ class TokenLoop:
             stretch=stretch,
             overlaps=session.overlaps,
         )
-        self._speculation = Speculation(session.draft_tokens) if speculation and session.draft_tokens else None
+        self._most_drafted = min(MOST, session.draft_tokens) if speculation else 0
         self._waited = 0.0
         """Seconds in the queue of who got a slot last: after half of that, half of those who wait now have theirs."""
         self._thread = threading.Thread(target=self._run, name="token-loop", daemon=True)
@@ -330,32 +330,26 @@ class TokenLoop:
             self._fail(chats, f"the engine failed while decoding: {failed}")
             return
         self._reading.decoded(self._engine.last_seconds)
-        if self._speculation is not None and self._alone:
-            self._speculation.stepped(self._engine.last_seconds)
         self.metrics.decode_time.observe(self._engine.last_seconds)
         for chat, token in zip(chats, tokens.tolist(), strict=True):
             self._scheduler.decoded(chat.key, token)
         self._judge(self._advance([chats[i] for i in order], logits))
 
-    @property
-    def _alone(self) -> bool:
-        """One chat holds a slot, so nothing is read or decoded beside it."""
-        return len(self._scheduler.running) == 1
-
     def _draft(self, chat: Chat) -> list[int]:
         """What `chat` may go on with, where a step of one more token than these is worth it."""
-        if self._speculation is None or not self._alone:
+        # one chat holds a slot: nothing is read or decoded beside it
+        if not self._most_drafted or len(self._scheduler.running) > 1:
             return []
         if chat.drafter is None:
             chat.drafter = Drafter(chat.asked.prompt)
         chat.drafter.follow(self._scheduler.rows[self._scheduler.running[chat.key].slot].tokens, chat.last)
         # each step gives one token that was not guessed
-        return self._speculation.draft(chat.drafter, chat.room(self._session.max_context) - 1, chat.asked.stop_ids)
+        most = min(self._most_drafted, chat.room(self._session.max_context) - 1)
+        return draft_of(chat.drafter, most, chat.asked.stop_ids)
 
     def _check(self, chat: Chat, draft: list[int]) -> None:
         """One step for `chat` alone: the sampler picks behind each token of `draft` as it would without, and as long as
         it picks what was guessed the next logits are right. What was not picked is never read in the cache."""
-        assert self._speculation is not None
         tokens = [chat.last, *draft]
         slot = self._scheduler.running[chat.key].slot
         try:
@@ -363,7 +357,6 @@ class TokenLoop:
         except EngineFailed as failed:
             self._fail([chat], f"the engine failed while checking a draft: {failed}")
             return
-        self._speculation.checked(len(tokens), self._engine.last_seconds)
         self.metrics.decode_time.observe(self._engine.last_seconds)
         self.metrics.drafted_tokens += len(draft)
         finite = False

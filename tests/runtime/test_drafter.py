@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hermes_deploy.runtime.drafter import Drafter
-from hermes_deploy.runtime.speculation import MOST, Speculation, worth_checking
+from hermes_deploy.runtime.speculation import draft_of, worth_checking
 
 TEXT = [5, 1, 7, 3, 9, 2, 8, 6, 4, 0, 11, 13, 12, 17, 15, 19, 14, 16, 10, 18]
 
@@ -101,6 +101,7 @@ def test_what_is_checked_pays_and_no_other_number_pays_more(chances: list[float]
         return tokens / (1 + count * further)
 
     count = worth_checking(chances, further)
+    assert count <= len(chances)
     best = max(gain(n) for n in range(len(chances) + 1))
     assert gain(count) >= best - 0.02 - 1e-9
     assert count == 0 or gain(count) > 1
@@ -110,37 +111,22 @@ def copying() -> Drafter:
     return drafter([*TEXT, 50, 51], *TEXT[:10])
 
 
-def test_nothing_is_checked_before_a_plain_step_was_measured() -> None:
-    speculation = Speculation(MOST)
-    assert speculation.draft(copying(), 9, ()) == []
-    speculation.stepped(0.01)
-    assert speculation.draft(copying(), 9, ()) == TEXT[10:19]
-    assert speculation.draft(copying(), 3, ()) == TEXT[10:13]
-    assert Speculation(2)._most == 2
+def test_a_chat_that_copies_has_what_it_copies_checked_as_far_as_there_is_room() -> None:
+    assert draft_of(copying(), 9, ()) == TEXT[10:19]
+    assert draft_of(copying(), 3, ()) == TEXT[10:13]
+    assert draft_of(copying(), 0, ()) == []
 
 
 def test_nothing_behind_a_stop_token_is_checked() -> None:
-    speculation = Speculation(MOST)
-    speculation.stepped(0.01)
-    assert speculation.draft(copying(), 9, {TEXT[12]}) == TEXT[10:12]
-    assert speculation.draft(copying(), 9, {TEXT[10]}) == []
+    assert draft_of(copying(), 9, {TEXT[12]}) == TEXT[10:12]
+    assert draft_of(copying(), 9, {TEXT[10]}) == []
 
 
-def test_an_engine_for_which_checking_is_dear_checks_less_and_later_tries_again() -> None:
-    speculation = Speculation(MOST)
-    speculation.stepped(0.01)
-    for _ in range(30):
-        speculation.checked(4, 0.01 * (1 + 3 * 1.2))
-    assert speculation.draft(copying(), 9, ()) == []
-    for _ in range(100):
-        speculation.stepped(0.01)
-    assert speculation.draft(copying(), 9, ()) != []
-
-
-def test_an_engine_for_which_checking_is_free_checks_all_that_it_can() -> None:
-    speculation = Speculation(6)
-    speculation.stepped(0.01)
-    for _ in range(30):
-        speculation.checked(4, 0.009)
-    assert speculation.further < 0.01
-    assert len(speculation.draft(copying(), 9, ())) == 6
+def test_a_chat_whose_guesses_are_wrong_has_none_checked_until_they_are_right_again() -> None:
+    broken = [token for n in range(20) for token in (1, 2, 100 + n)]
+    made = drafter([1, 2, 3, 60, 61], *broken, 1, 2)
+    assert made.chances(1)
+    assert draft_of(made, 9, ()) == []
+    for token in [*TEXT, *TEXT]:
+        made.add(token)
+    assert draft_of(made, 9, ()) != []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from hermes_deploy.errors import RequestError
 from hermes_deploy.runtime import token_loop
+from hermes_deploy.runtime.drafter import Drafter
 from hermes_deploy.runtime.sampling import Sampling, TokenLogprobs
-from hermes_deploy.runtime.speculation import Speculation
 from hermes_deploy.runtime.stream import Finish, Generation, TokenStream
 from hermes_deploy.runtime.token_loop import TokenLoop
 from tests.runtime.fake_session import FakeSession
@@ -53,20 +53,17 @@ class Copying(FakeSession):
         return logits
 
 
-class Eager(Speculation):
-    """On an engine that checks for nothing: as many as there are."""
-
-    def stepped(self, seconds: float) -> None:  # noqa: ARG002
-        super().stepped(1.0)
-        self.further = 0.0
-
-    def checked(self, tokens: int, seconds: float) -> None:
-        """Whatever it took."""
+def everything(drafter: Drafter, most: int, stop_ids: Collection[int]) -> list[int]:
+    """Whatever is guessed is checked, whether it pays or not."""
+    count = len(drafter.chances(most))
+    guesses = drafter.draft(count) if count else []
+    return guesses[: next((at for at, token in enumerate(guesses) if token in stop_ids), None)]
 
 
-@pytest.fixture(autouse=True)
-def _eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_loop, "Speculation", Eager)
+@pytest.fixture(autouse=True, params=["what-pays", "everything"])
+def _checked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "everything":
+        monkeypatch.setattr(token_loop, "draft_of", everything)
 
 
 @pytest.fixture
