@@ -1,7 +1,8 @@
 # The Python that is used, and .venv with the extras that are asked for; sourced by quickstart, test and container-setup.
 #   find_python                 prints python3.11 or python3.12, whichever is there; PYTHON names another
 #   make_environment EXTRAS     e.g. make_environment build,serve
-# make_environment does nothing when .venv already has them for this pyproject.toml and constraints.txt.
+# make_environment does nothing when .venv already has them for this pyproject.toml, constraints.txt and the sources
+# that are compiled.
 
 find_python() {
     local python=${PYTHON:-} candidate
@@ -22,7 +23,7 @@ make_environment() {
     local extras=$1 python
     python=$(find_python)
     local stamp
-    stamp=$(cat pyproject.toml constraints.txt | sha256sum | cut -c1-16)
+    stamp=$(cat pyproject.toml constraints.txt hermes_deploy/kernels/src/* | sha256sum | cut -c1-16)
     if [ -f ".venv/.has-dev-$stamp" ] || [ -f ".venv/.has-$extras-$stamp" ]; then
         return 0
     fi

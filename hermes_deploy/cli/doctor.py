@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from hermes_deploy.machine import Check
+
 
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
@@ -20,7 +22,7 @@ def doctor(
 
     from hermes_deploy.machine import examine
 
-    examination = examine()
+    examination = [*examine(), _kernels()]
     broken = [c for c in examination if c.state == "broken"]
     if as_json:
         print(json.dumps({"checks": [c.__dict__ for c in examination], "ok": not broken}, ensure_ascii=False))
@@ -34,3 +36,15 @@ def doctor(
         Console(highlight=False).print(table, markup=False)
     if broken:
         raise typer.Exit(1)
+
+
+def _kernels() -> Check:
+    """Whether the operators of `kernels` can be used here."""
+    try:
+        from hermes_deploy import kernels
+    except ImportError:
+        return Check("kernels", "missing", "no onnxruntime", "pip install 'hermes-deploy[serve]'")
+    trouble = kernels.trouble()
+    if trouble:
+        return Check("kernels", "missing", trouble, "not needed: ONNX Runtime's operators compute, slower")
+    return Check("kernels", "ok", "AVX-512 VNNI, for the cpu target")

@@ -14,6 +14,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from hermes_deploy.errors import GraphError
+from hermes_deploy.graphs.fused import fuse
 
 _PAGE = 4096
 _INLINE_BYTES = 256  # smaller tensors (shapes, scalars) stay in the model file
@@ -50,6 +51,21 @@ def save_model(model: ir.Model, path: Path, progress: Progress | None = None) ->
         _check_whole(path.with_name(f"{path.name}.data"), end)
     except OSError as error:
         raise GraphError(f"{path} cannot be written: {error}. Free space or choose another folder.") from error
+
+
+def save_fused(model: Path, path: Path) -> bool:
+    """Writes the saved `model` for the operators of `kernels` as `path`, beside it; both then read the same data.
+
+    False, and nothing is written, where they can take no part of it. Raises GraphError as `save_model`.
+    """
+    try:
+        graph = ir.load(model)
+        if not fuse(graph):
+            return False
+        ir.save(graph, path)
+    except OSError as error:
+        raise GraphError(f"{path} cannot be written: {error}. Free space or choose another folder.") from error
+    return True
 
 
 def _check_whole(data: Path, end: int) -> None:

@@ -24,9 +24,9 @@ _NUMBERS = ("numpy", "ml-dtypes", "gguf", "safetensors")
 
 ROOMS: dict[Stage, tuple[str, ...]] = {
     "calibrate": (*_READERS, "graphs", "quantization"),
-    "reference": (*_READERS, "graphs", "quantization", "runtime", "verification"),
+    "reference": (*_READERS, "graphs", "kernels", "quantization", "runtime", "verification"),
     "graph": (*_READERS, "graphs", "quantization"),
-    "gate": (*_READERS, "chat", "graphs", "quantization", "runtime", "verification"),
+    "gate": (*_READERS, "chat", "graphs", "kernels", "quantization", "runtime", "verification"),
     "engine": ("families", "targets", "recipes", "machine", "engines"),
 }
 """The rooms of our own code that each stage runs; a change in one of them makes the stage run again."""

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from hermes_deploy import kernels
 from hermes_deploy.checkpoints.checkpoint import Checkpoint
 from hermes_deploy.engines import Availability, EngineGroup, Profile, serving_profiles
 from hermes_deploy.pipeline.keys import StageKey, digest_of, stage_key
@@ -93,6 +94,8 @@ def plan_build(
             graph=graph.digest,
             reference=reference.digest,
             target=variant.targets[0].name,
+            # what computes on this machine: theirs and ours are not the same to the last bit
+            without_kernels=kernels.trouble() if variant.name == "cpu" else "",
         )
         groups = () if variant.served else engines.groups
         planned.append(

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hermes_deploy.checkpoints.checkpoint import Checkpoint
-from hermes_deploy.graphs import GraphSpec, build_decoder, save_model
+from hermes_deploy.graphs import GraphSpec, build_decoder, save_fused, save_model
+from hermes_deploy.kernels import FUSED
 from hermes_deploy.pipeline.events import Tell
 from hermes_deploy.quantization import Linear, Preparation, find_linears, plan_block_size, quantize
 from hermes_deploy.recipes import Recipe
@@ -92,13 +93,16 @@ def _stored(linear: Linear, precision: str, block: int | None, plain: int) -> in
 def save_variant(
     variant: Variant, folder: Path, recipe: Recipe, checkpoint: Checkpoint, preparation: Preparation | None, tell: Tell
 ) -> None:
-    """Writes the quantized graph of `variant` into `folder`, which exists: model.onnx and its data."""
+    """Writes the quantized graph of `variant` into `folder`, which exists: model.onnx and its data, and for a CPU
+    the same graph for our own operators, where they can take it."""
     if preparation is not None:
         checkpoint = replace(checkpoint, tensors=preparation.tensors(checkpoint.config, checkpoint.tensors))
     cache_scales = None if preparation is None else preparation.cache
     model = build_decoder(_spec(variant, recipe, checkpoint), checkpoint.tensors, cache_scales)
     quantize(model, recipe, variant.targets[0], preparation)
     save_model(model, folder / MODEL, lambda _, done, total: tell(done, total, "tensors"))
+    if variant.name == "cpu":
+        save_fused(folder / MODEL, folder / FUSED)
 
 
 def _spec(variant: Variant, recipe: Recipe, checkpoint: Checkpoint) -> GraphSpec:

@@ -23,7 +23,7 @@ def demo_config() -> EngineConfig:
         engine="onnxruntime",
         precision="int4",
         model="cpu/model.onnx",
-        files=("cpu/model.onnx", "cpu/model.onnx.data"),
+        files=("cpu/fused.onnx", "cpu/model.onnx", "cpu/model.onnx.data"),
     )
     return EngineConfig(
         model="smollm2",

@@ -15,7 +15,9 @@ CONTROL = "control"
 """Path of the control socket."""
 REQUEST_LOG = "request_log"
 """Path of the pipe for lines about requests; the first step of the ensemble has it too."""
+OWN_KERNELS = "own_kernels"
+"""There, and "false", when the operators of `kernels` are not to be used."""
 LOG_CONTENT = "log_content"
 """There when prompts and answers are to be logged.
 
-The last seven are written when the artifact is served, not when it is built."""
+The last eight are written when the artifact is served, not when it is built."""

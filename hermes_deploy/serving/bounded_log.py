@@ -17,7 +17,8 @@ from pathlib import Path
 TAIL_BYTES = 1 << 18
 """That the memory keeps at least; at most twice as much."""
 _RETRY_SECONDS = 1.0
-_LONGEST_LINE = 1 << 16
+_AT_ONCE = 1 << 14
+"""Bytes: read, and the longest line. Both together are what one write brings, and no more than a file may hold."""
 
 
 class BoundedLog:
@@ -39,11 +40,11 @@ class BoundedLog:
     def follow(self, pipe: int) -> None:
         """Until everybody has closed the other end. Whole lines, so that none is cut where a file ends."""
         begun = b""
-        while data := os.read(pipe, 1 << 16):
+        while data := os.read(pipe, _AT_ONCE):
             lines, end, begun = (begun + data).rpartition(b"\n")
             if lines or end:
                 self.write(lines + end)
-            if len(begun) > _LONGEST_LINE:
+            if len(begun) > _AT_ONCE:
                 self.write(begun + b"\n")
                 begun = b""
         if begun:

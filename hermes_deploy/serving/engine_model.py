@@ -24,7 +24,14 @@ from hermes_deploy.chat import ChatTokenizer, Room
 from hermes_deploy.errors import RequestError
 from hermes_deploy.protocol.tensors import MESSAGES, PROMPT
 from hermes_deploy.repository.engine_config import EngineConfig, read_engine_config
-from hermes_deploy.repository.triton_parameters import LOG_CONTENT, MAX_CONTEXT, MAX_SLOTS, REQUEST_LOG, TARGET
+from hermes_deploy.repository.triton_parameters import (
+    LOG_CONTENT,
+    MAX_CONTEXT,
+    MAX_SLOTS,
+    OWN_KERNELS,
+    REQUEST_LOG,
+    TARGET,
+)
 from hermes_deploy.runtime.stream import TokenStream
 from hermes_deploy.runtime.token_loop import TokenLoop
 from hermes_deploy.serving.answer import Answer
@@ -80,7 +87,14 @@ class EngineModel:
         parameters = {name: p["string_value"] for name, p in json.loads(args["model_config"])["parameters"].items()}
         slots, max_context = int(parameters[MAX_SLOTS]), int(parameters[MAX_CONTEXT])
         config = read_engine_config(folder)
-        session = open_session(config, parameters[TARGET], folder, slots=slots, max_context=max_context)
+        session = open_session(
+            config,
+            parameters[TARGET],
+            folder,
+            slots=slots,
+            max_context=max_context,
+            own_kernels=parameters.get(OWN_KERNELS) != "false",
+        )
         tokenizer = ChatTokenizer.from_folder(folder)
         # loading leaves holes in the heap: 21 MB beside a model of 135M
         ctypes.CDLL(None).malloc_trim(0)

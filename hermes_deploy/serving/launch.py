@@ -27,6 +27,7 @@ from hermes_deploy.repository.triton_parameters import (
     LOG_CONTENT,
     MAX_CONTEXT,
     MAX_SLOTS,
+    OWN_KERNELS,
     QUEUE_LIMIT,
     REQUEST_LOG,
     SPECULATION,
@@ -107,6 +108,8 @@ def write_models(plan: Plan, folder: Path, settings: Settings) -> None:
                 SPECULATION: str(settings.speculation).lower(),
                 CONTROL: str(folder.parent / CONTROL_SOCKET),
             }
+            if not settings.own_kernels:
+                chosen[OWN_KERNELS] = "false"
             if settings.log_content:
                 chosen[LOG_CONTENT] = "true"
             text = with_parameters(text, **chosen)

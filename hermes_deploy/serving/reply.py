@@ -85,9 +85,14 @@ class Reply:
             )
 
     def _send(self, piece: Piece, *, final: bool) -> None:
-        flags = self._triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0
-        self._sender.send(piece_response(self._triton, piece), flags=flags)
+        end = self._triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0
+        # Triton 2.51 closes the sender before it looks for shared memory: a last piece that finds none could not
+        # be told to the caller. So one that needs much of it goes before the end, which needs none.
+        apart = bool(end and piece.prompt_logprobs)
+        self._sender.send(piece_response(self._triton, piece), flags=0 if apart else end)
         self._sent, self._ended = piece, final
+        if apart:
+            self._sender.send(flags=end)
         self._story.piece(
             piece.index, piece.completion_tokens, piece.cached_tokens, piece.finish_reason, piece.error_code
         )

@@ -3,6 +3,7 @@ machine is said by `machine.runnable`."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from hermes_deploy.engines.sidecar import EngineSidecar, TensorEntry, read_sidecar
@@ -12,11 +13,14 @@ from hermes_deploy.runtime.session import Session
 from hermes_deploy.runtime.sessions.tensorrt import PlanFacts, TensorFacts, open_tensorrt
 
 
-def open_session(config: EngineConfig, target: str, folder: Path, *, slots: int, max_context: int) -> Session:
+def open_session(
+    config: EngineConfig, target: str, folder: Path, *, slots: int, max_context: int, own_kernels: bool = True
+) -> Session:
     """The engine of `target`; its files lie below `folder` (hermes_engine/1).
 
     `slots` and `max_context` may be lower than what was built, never higher: ServeError. A GPU target runs
-    on a GPU or not at all: ServeError that names what is missing.
+    on a GPU or not at all: ServeError that names what is missing. `own_kernels`: of the CPU; where the operators of
+    `kernels` are not used, a line on stderr says why.
     """
     for name, asked, built in (("slots", slots, config.max_slots), ("context", max_context, config.max_context)):
         if not 1 <= asked <= built:
@@ -33,7 +37,10 @@ def open_session(config: EngineConfig, target: str, folder: Path, *, slots: int,
         return open_ort_cuda(model, slots=slots, max_context=max_context)
     from hermes_deploy.runtime.sessions.ort_cpu import OrtCpuSession
 
-    return OrtCpuSession(model, slots=slots, max_context=max_context)
+    session = OrtCpuSession(model, slots=slots, max_context=max_context, own_kernels=own_kernels)
+    if session.without_kernels:
+        print(f"hermes_engine: ONNX Runtime's operators compute, slower: {session.without_kernels}", file=sys.stderr)
+    return session
 
 
 def plan_facts(sidecar: EngineSidecar) -> PlanFacts:

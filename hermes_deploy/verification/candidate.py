@@ -3,7 +3,8 @@
 Takes the very file that a target's engine is made from, whatever its dialect and precision, and
 gives logits of every position, a few hundred positions at a time. Speed is second to being right:
 
-    ort dialect        as it is served: ONNX Runtime's optimizer, fused 4-bit linears, int8 activations
+    ort dialect        as it is served on this machine: int8 activations, by the operators of `kernels` where it
+                       can run them (`without_kernels` says why not), else ONNX Runtime's
     portable dialect   ORT_ENABLE_BASIC (the optimizer would replace Q/DQ by kernels with other
                        rounding) and no Q/DQ rewriting at all (without it FP8 fails to load);
                        of an NVFP4 graph its twin (quantization.nvfp4_twin), over the same file
@@ -26,6 +27,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
+from hermes_deploy import kernels
 from hermes_deploy.errors import GateError
 from hermes_deploy.quantization.nvfp4_twin import nvfp4_twin
 from hermes_deploy.runtime.sessions.ort_cpu import physical_cores
@@ -70,19 +72,23 @@ class Candidate:
         self._logits = np.empty(0, dtype=np.float32)  # one buffer: fresh pages for each run cost time and memory
         options = _options(self._portable, onnx_path.parent)
         try:
-            what: str | bytes = str(onnx_path)
             if self._portable:
                 nvfp4_twin(model)
                 wait_for_inputs(model)
                 _shorten(model, int(facts["max_context"]), longest)
                 what = ir.to_proto(model).SerializeToString()
-            self._run = ort.InferenceSession(
-                what,
-                options,
-                providers=["CPUExecutionProvider"],
-                # folding would keep every matrix dequantized, in float32, all at once
-                disabled_optimizers=["ConstantFolding"] if self._portable else [],
-            )
+                self._run = ort.InferenceSession(
+                    what,
+                    options,
+                    providers=["CPUExecutionProvider"],
+                    # folding would keep every matrix dequantized, in float32, all at once
+                    disabled_optimizers=["ConstantFolding"],
+                )
+                self.without_kernels = "the graph is of the portable dialect"
+            else:
+                self._run, self.without_kernels = kernels.open_graph(
+                    onnx_path, options, physical_cores(), lambda path: _open(path, options)
+                )
         except _LOAD_ERRORS as error:
             raise GateError(f"ONNX Runtime cannot load {onnx_path}: {error}") from error
         # as the graph says, not as its facts do: a cache in 8 bits is compared in 8 bits
@@ -159,6 +165,10 @@ class Candidate:
         binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
         self._run.run_with_iobinding(binding)
         return logits
+
+
+def _open(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def _options(portable: bool, weights: Path) -> ort.SessionOptions:

@@ -80,6 +80,7 @@ def run_gate(
         chain=stages,
         worst=excerpts(comparison, reference, tokenizer),
         divergences=divergences(reference.answers, reference.head(), candidate, tokenizer),
+        operators=f"ONNX Runtime: {candidate.without_kernels}" if candidate.without_kernels else "hermes",
     )
     if problems and not accept_degraded:
         raise GateError(refusal(result))

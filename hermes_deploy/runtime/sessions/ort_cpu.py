@@ -2,7 +2,8 @@
 
 The rows of the cache that a step names are bound as past and present of the graph, so it writes in
 place and copies nothing; which rows they are makes no difference (`cache_memory`). Prefill runs on one
-row, decode on all that are asked for at once. Imports onnxruntime and numpy, nothing of the build.
+row, decode on all that are asked for at once. Where this machine can run the operators of `kernels`, their
+graph is opened. Imports onnxruntime and numpy, nothing of the build.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidGraph, InvalidProtobuf, NoSuchFile
 
+from hermes_deploy import kernels
 from hermes_deploy.errors import ArtifactError, ServeError
 from hermes_deploy.runtime.sessions.cache_memory import CacheMemory, RowView, padded_context
 from hermes_deploy.runtime.sessions.limits import Limits, served_context
@@ -54,6 +56,8 @@ class OrtCpuSession:
     `threads`: None = physical cores. `prefill_chunk`: tokens a prefill call takes at most; longer is
     a little faster for one chat and makes the others wait longer. Memory of the cache is taken as it
     is used: slots that stay empty cost nothing. A prefill may overlap with decodes of other rows.
+    `own_kernels`: False to do without the operators of `kernels`; the attribute `without_kernels` says why they
+    are not used, and is empty where they are.
     Raises ArtifactError for a file that is not such a graph, ServeError for limits beyond the build.
     """
 
@@ -65,8 +69,9 @@ class OrtCpuSession:
         max_context: int | None = None,
         threads: int | None = None,
         prefill_chunk: int = 256,
+        own_kernels: bool = True,
     ) -> None:
-        self._run = _load(model, threads)
+        self._run, self.without_kernels = _load(model, threads, own_kernels)
         facts = self._run.get_modelmeta().custom_metadata_map
         if facts.get("dialect") != "ort":
             raise ArtifactError(
@@ -201,7 +206,7 @@ class _Step:
         return array
 
 
-def _load(model: Path, threads: int | None) -> ort.InferenceSession:
+def _load(model: Path, threads: int | None, own_kernels: bool) -> tuple[ort.InferenceSession, str]:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or physical_cores()
     options.inter_op_num_threads = 1
@@ -210,7 +215,11 @@ def _load(model: Path, threads: int | None) -> ort.InferenceSession:
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     # int8 activations inside the fused 4-bit linears: the fastest kernels
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
+
+    def open_file(path: Path) -> ort.InferenceSession:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
     try:
-        return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        return kernels.open_graph(model, options, options.intra_op_num_threads, open_file, use=own_kernels)
     except (Fail, InvalidGraph, InvalidProtobuf, NoSuchFile) as error:
         raise ArtifactError(f"ONNX Runtime cannot load {model}: {error}. Build the artifact again.") from error

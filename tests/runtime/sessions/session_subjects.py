@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from hermes_deploy import kernels
 from hermes_deploy.engines import build_engine, serving_profiles
-from hermes_deploy.graphs import GraphSpec, build_decoder, cache_names, save_model
+from hermes_deploy.graphs import GraphSpec, build_decoder, cache_names, save_fused, save_model
 from hermes_deploy.machine import gpus, runnable
 from hermes_deploy.recipes import load_recipe
 from hermes_deploy.runtime.session import Session
@@ -52,6 +53,8 @@ class Graphs:
             path.parent.mkdir()
             spec = GraphSpec(self.reference.config, dialect, activation, self._context)
             save_model(build_decoder(spec, self.reference.tensors), path)
+            if (dialect, activation) == ("ort", "fp32"):
+                save_fused(path, path.with_name(kernels.FUSED))
         return path
 
     def plan(self) -> tuple[Path, PlanFacts]:
@@ -117,7 +120,16 @@ def open_fake(_: Graphs) -> Session:
 
 
 def open_ort_cpu(graphs: Graphs) -> Session:
-    return OrtCpuSession(graphs.path("ort", "fp32"), slots=SLOTS, threads=1, prefill_chunk=CHUNK)
+    return OrtCpuSession(graphs.path("ort", "fp32"), slots=SLOTS, threads=1, prefill_chunk=CHUNK, own_kernels=False)
+
+
+def open_own_kernels(graphs: Graphs) -> Session:
+    """Of an unquantized model only attention is ours."""
+    if reason := kernels.trouble():
+        pytest.skip(reason)
+    session = OrtCpuSession(graphs.path("ort", "fp32"), slots=SLOTS, threads=2, prefill_chunk=CHUNK)
+    assert not session.without_kernels
+    return session
 
 
 def open_rows(dialect: Dialect, activation: Activation) -> Callable[[Graphs], Session]:
@@ -143,6 +155,7 @@ def open_real_tensorrt(graphs: Graphs) -> Session:
 SUBJECTS: dict[str, tuple[Callable[[Graphs], Session], float]] = {
     "fake": (open_fake, FP32),
     "ort-cpu": (open_ort_cpu, FP32),
+    "own-kernels": (open_own_kernels, FP32),
     "ort-cuda's-rows-on-cpu": (open_rows("ort", "fp32"), FP32),
     "ort-cuda's-rows-on-cpu-fp16": (open_rows("ort", "fp16"), FP16),
     "portable-rows-on-cpu": (open_rows("portable", "fp32"), FP32),

@@ -1,0 +1,266 @@
+#include "linear.h"
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <utility>
+
+// behind the headers: what they define is shared with code that also runs where these instructions are not
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")
+
+namespace hermes {
+namespace {
+
+constexpr int kLanes = 16;   // columns of a tile: the floats of a register
+constexpr int kGroup = 32;   // K that are multiplied before the sum leaves the integers
+constexpr int64_t kNear = 400000;  // bytes of weights that stay near while all rows pass
+constexpr int kRows = 12;    // rows that share one unpacking of a tile's weights; their sums stay in registers
+
+template <class T>
+T* allocate(size_t count) {
+    void* found = std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64);
+    if (!found) throw std::bad_alloc();
+    return static_cast<T*>(found);
+}
+
+// One for each thread that calls: grows to what its largest call needed, and stays.
+template <class T>
+struct Scratch {
+    T* data = nullptr;
+    size_t size = 0;
+    ~Scratch() { std::free(data); }
+    T* room(size_t count) {
+        if (count > size) {
+            std::free(data);
+            data = nullptr;
+            data = allocate<T>(count);
+            size = count;
+        }
+        return data;
+    }
+};
+
+// Rows of activations in int8: codes [rows, K], and of each 32 their scale and minus the sum of their codes.
+struct Coded {
+    const int8_t* codes;
+    const float* scales;
+    const int32_t* sums;
+};
+
+void code_row(const float* x, int64_t inputs, int8_t* codes, float* scales, int32_t* sums) {
+    const __m512 most = _mm512_castsi512_ps(_mm512_set1_epi32(0x7fffffff));
+    for (int64_t k = 0; k < inputs; k += kGroup) {
+        const __m512 low = _mm512_loadu_ps(x + k), high = _mm512_loadu_ps(x + k + 16);
+        const __m512 peaks = _mm512_max_ps(_mm512_and_ps(low, most), _mm512_and_ps(high, most));
+        const float peak = _mm512_reduce_max_ps(peaks);
+        // a maximum leaves out what is no number; the scale must not
+        const bool numbers = _mm512_cmp_ps_mask(low, high, _CMP_UNORD_Q) == 0;
+        const float scale = numbers ? peak / 127.0f : NAN;
+        const __m512 factor = _mm512_set1_ps(peak > 0 ? 127.0f / peak : 0.0f);
+        const __m512i a = _mm512_cvtps_epi32(_mm512_mul_ps(low, factor));
+        const __m512i b = _mm512_cvtps_epi32(_mm512_mul_ps(high, factor));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + k), _mm512_cvtsepi32_epi8(a));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + k + 16), _mm512_cvtsepi32_epi8(b));
+        scales[k / kGroup] = scale;
+        sums[k / kGroup] = -_mm512_reduce_add_epi32(_mm512_add_epi32(a, b));
+    }
+}
+
+void add_norm_row(const float* x, const float* residual, const AddNorm& norm, int64_t inputs, float* total, float* normed) {
+    __m512 squares = _mm512_setzero_ps();
+    for (int64_t k = 0; k < inputs; k += 16) {
+        const __m512 sum = _mm512_add_ps(_mm512_loadu_ps(x + k), _mm512_loadu_ps(residual + k));
+        _mm512_storeu_ps(total + k, sum);
+        squares = _mm512_fmadd_ps(sum, sum, squares);
+    }
+    const float mean = _mm512_reduce_add_ps(squares) / static_cast<float>(inputs);
+    const __m512 factor = _mm512_set1_ps(1.0f / std::sqrt(mean + norm.epsilon));
+    for (int64_t k = 0; k < inputs; k += 16)
+        _mm512_storeu_ps(normed + k, _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(total + k), factor), _mm512_loadu_ps(norm.weight + k)));
+}
+
+// The weights of one tile and 32 of K as eight registers, each of four K for sixteen columns.
+struct Unpacked {
+    __m512i w[8];
+};
+
+template <int Bits>
+inline void unpack(const uint8_t* codes, Unpacked& to) {
+    if constexpr (Bits == 8) {
+        for (int j = 0; j < 8; ++j) to.w[j] = _mm512_load_si512(codes + 64 * j);
+    } else {
+        const __m512i nibble = _mm512_set1_epi8(15);
+        for (int j = 0; j < 4; ++j) {
+            const __m512i both = _mm512_load_si512(codes + 64 * j);
+            to.w[j] = _mm512_and_si512(both, nibble);
+            to.w[j + 4] = _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble);
+        }
+    }
+}
+
+inline __m512i four(const int8_t* codes) {
+    int32_t value;
+    std::memcpy(&value, codes, 4);
+    return _mm512_set1_epi32(value);
+}
+
+// y[r] = sums of `Rows` rows over one tile.
+template <int Bits, int Rows>
+inline void tile(const uint8_t* codes, const float* scales, const uint8_t* zeros, int64_t groups, int64_t group_of_scale,
+                 const Coded& x, int64_t stride, __m512* y) {
+    __m512 sums[Rows];
+    for (int r = 0; r < Rows; ++r) sums[r] = _mm512_setzero_ps();
+    for (int64_t g = 0; g < groups; ++g) {
+        Unpacked w;
+        unpack<Bits>(codes + g * (Bits == 8 ? 512 : 256), w);
+        const int64_t s = g / group_of_scale;
+        const __m512 scale = _mm512_load_ps(scales + s * kLanes);
+        const __m512i zero = _mm512_cvtepu8_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(zeros + s * kLanes)));
+#pragma GCC unroll 12
+        for (int r = 0; r < Rows; ++r) {
+            const int8_t* row = x.codes + r * stride + g * kGroup;
+            __m512i sum = _mm512_mullo_epi32(zero, _mm512_set1_epi32(x.sums[r * groups + g]));
+#pragma GCC unroll 8
+            for (int j = 0; j < 8; ++j) sum = _mm512_dpbusd_epi32(sum, w.w[j], four(row + 4 * j));
+            const __m512 step = _mm512_mul_ps(scale, _mm512_set1_ps(x.scales[r * groups + g]));
+            sums[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), step, sums[r]);
+        }
+    }
+    for (int r = 0; r < Rows; ++r) y[r] = sums[r];
+}
+
+using Tile = void (*)(const uint8_t*, const float*, const uint8_t*, int64_t, int64_t, const Coded&, int64_t, __m512*);
+
+template <int Bits, int... Rows>
+constexpr Tile choose(int rows, std::integer_sequence<int, Rows...>) {
+    constexpr Tile all[] = {tile<Bits, Rows + 1>...};
+    return all[rows - 1];
+}
+
+Tile choose(int bits, int rows) {
+    using All = std::make_integer_sequence<int, kRows>;
+    return bits == 8 ? choose<8>(rows, All{}) : choose<4>(rows, All{});
+}
+
+// e^x to a few units in the last place, for x <= 88.
+inline __m512 exponential(__m512 x) {
+    x = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
+    const __m512 whole = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 8);
+    __m512 rest = _mm512_fnmadd_ps(whole, _mm512_set1_ps(0.693359375f), x);
+    rest = _mm512_fnmadd_ps(whole, _mm512_set1_ps(-2.12194440e-4f), rest);
+    __m512 sum = _mm512_set1_ps(1.0f / 5040);
+    for (float each : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f})
+        sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(each));
+    return _mm512_scalef_ps(sum, whole);
+}
+
+inline __m512 gate(__m512 x, __m512 up) {
+    const __m512 below = _mm512_add_ps(_mm512_set1_ps(1.0f), exponential(_mm512_min_ps(_mm512_sub_ps(_mm512_setzero_ps(), x), _mm512_set1_ps(88.0f))));
+    return _mm512_mul_ps(_mm512_div_ps(x, below), up);
+}
+
+}  // namespace
+
+void Linear::Free::operator()(void* p) const { std::free(p); }
+
+Linear::Linear(const LinearShape& shape, const uint8_t* codes, const float* scales, const uint8_t* zeros) : shape_(shape) {
+    const int64_t tiles = shape.outputs / kLanes, groups = shape.inputs / kGroup, blocks = shape.inputs / shape.block;
+    const size_t group_bytes = shape.bits == 8 ? 512 : 256;
+    codes_.reset(allocate<uint8_t>(tiles * groups * group_bytes));
+    scales_.reset(allocate<float>(tiles * blocks * kLanes));
+    zeros_.reset(reinterpret_cast<int8_t*>(allocate<uint8_t>(tiles * blocks * kLanes)));
+    // gate and up of the same columns stand side by side
+    const auto column_of = [&](int64_t t) {
+        if (!shape.gated) return t * kLanes;
+        return (t / 2) * kLanes + (t % 2) * (shape.outputs / 2);
+    };
+    const auto nibble = [&](const uint8_t* from, int64_t at) { return at % 2 ? from[at / 2] >> 4 : from[at / 2] & 15; };
+    for (int64_t t = 0; t < tiles; ++t) {
+        const int64_t column = column_of(t);
+        for (int64_t b = 0; b < blocks; ++b)
+            for (int64_t n = 0; n < kLanes; ++n) {
+                const int64_t from = b * shape.outputs + column + n, to = (t * blocks + b) * kLanes + n;
+                scales_.get()[to] = scales[from];
+                zeros_.get()[to] = static_cast<int8_t>(shape.bits == 8 ? (zeros ? zeros[from] ^ 0x80 : 0x80) : (zeros ? nibble(zeros, from) : 8));
+            }
+        for (int64_t g = 0; g < groups; ++g) {
+            uint8_t* to = codes_.get() + (t * groups + g) * group_bytes;
+            for (int64_t k = 0; k < kGroup; ++k) {
+                const int64_t row = (g * kGroup + k) * shape.outputs + column, part = k / 4;
+                for (int64_t n = 0; n < kLanes; ++n) {
+                    if (shape.bits == 8) {
+                        to[part * 64 + n * 4 + k % 4] = codes[row + n] ^ 0x80;
+                        continue;
+                    }
+                    uint8_t& place = to[part % 4 * 64 + n * 4 + k % 4];
+                    const uint8_t code = static_cast<uint8_t>(nibble(codes, row + n));
+                    place = part < 4 ? code : static_cast<uint8_t>(place | code << 4);
+                }
+            }
+        }
+    }
+}
+
+void Linear::run(const float* x, int64_t rows, float* y, const AddNorm* before, const Parallel& parallel) const {
+    if (rows < 1) return;
+    const int64_t inputs = shape_.inputs, groups = inputs / kGroup, blocks = inputs / shape_.block;
+    const int64_t step = shape_.gated ? 2 : 1, units = shape_.outputs / kLanes / step;
+    const int64_t width = shape_.gated ? shape_.outputs / 2 : shape_.outputs;
+    const int64_t stride = inputs + 64;  // not a power of two, or all rows would want the same places of the cache
+    thread_local Scratch<int8_t> code_room;
+    thread_local Scratch<float> scale_room;
+    thread_local Scratch<int32_t> sum_room;
+    int8_t* codes = code_room.room(rows * stride);
+    float* scales = scale_room.room(rows * groups);
+    int32_t* sums = sum_room.room(rows * groups);
+    const auto code = [&](int64_t first, int64_t last) {
+        thread_local Scratch<float> row_room;
+        float* normed = before ? row_room.room(inputs) : nullptr;
+        for (int64_t r = first; r < last; ++r) {
+            const float* row = x + r * inputs;
+            if (before) {
+                add_norm_row(row, before->residual + r * inputs, *before, inputs, before->total + r * inputs, normed);
+                row = normed;
+            }
+            code_row(row, inputs, codes + r * stride, scales + r * groups, sums + r * groups);
+        }
+    };
+    if (rows <= 16 || parallel.threads == 1) {
+        code(0, rows);
+    } else {
+        const int64_t parts = parallel.threads;
+        parallel(parts, [&](size_t i) { code(rows * i / parts, rows * (i + 1) / parts); });
+    }
+    // a few parts a thread where there is work enough, so that a late one does not leave the others idle
+    const int64_t parts = std::min<int64_t>(units, parallel.threads * (rows >= 16 ? 4 : 1));
+    parallel(parts, [&](size_t part) {
+        const int64_t first = units * part / parts, last = units * (part + 1) / parts;
+        const size_t tile_bytes = groups * (shape_.bits == 8 ? 512 : 256);
+        // as many columns at a time as leave room in the second cache: rows are read once for all of them
+        const int64_t together = std::max<int64_t>(1, kNear / static_cast<int64_t>(tile_bytes * step));
+        for (int64_t from = first; from < last; from += together) {
+            const int64_t to = std::min(last, from + together);
+            for (int64_t r = 0; r < rows; r += kRows) {
+                const int now = static_cast<int>(std::min<int64_t>(kRows, rows - r));
+                const Tile each = choose(shape_.bits, now);
+                const Coded coded{codes + r * stride, scales + r * groups, sums + r * groups};
+                for (int64_t unit = from; unit < to; ++unit) {
+                    __m512 found[2][kRows];
+                    for (int64_t s = 0; s < step; ++s) {
+                        const int64_t t = unit * step + s;
+                        each(codes_.get() + t * tile_bytes, scales_.get() + t * blocks * kLanes,
+                             reinterpret_cast<const uint8_t*>(zeros_.get()) + t * blocks * kLanes, groups, shape_.block / kGroup, coded, stride, found[s]);
+                    }
+                    for (int i = 0; i < now; ++i)
+                        _mm512_storeu_ps(y + (r + i) * width + unit * kLanes, shape_.gated ? gate(found[0][i], found[1][i]) : found[0][i]);
+                }
+            }
+        }
+    });
+}
+
+}  // namespace hermes

@@ -1,0 +1,100 @@
+"""A quantized model on the operators of `kernels`: close to ONNX Runtime's, and the same bits however it is run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import pytest
+
+from hermes_deploy import kernels
+from hermes_deploy.graphs import GraphSpec, build_decoder, save_fused, save_model
+from hermes_deploy.quantization import quantize
+from hermes_deploy.recipes import load_recipe
+from hermes_deploy.runtime.sessions.ort_cpu import OrtCpuSession
+from hermes_deploy.targets import TARGETS
+from tests.graphs.reference import make_reference
+
+CONTEXT = 700
+Open = Callable[..., OrtCpuSession]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("int4")
+    reference = make_reference(
+        folder / "checkpoint", hidden_size=96, intermediate_size=160, num_attention_heads=6, num_key_value_heads=2
+    )
+    graph = build_decoder(GraphSpec(reference.config, "ort", "fp32", CONTEXT), reference.tensors)
+    quantize(graph, load_recipe("int4-rtn"), TARGETS["cpu"])
+    save_model(graph, folder / "model.onnx")
+    assert save_fused(folder / "model.onnx", folder / kernels.FUSED)
+    return folder / "model.onnx"
+
+
+@pytest.fixture
+def opened(model: Path) -> Open:
+    if reason := kernels.trouble():
+        pytest.skip(reason)
+    return lambda threads=2, **options: OrtCpuSession(model, slots=4, threads=threads, **options)
+
+
+def text(count: int, seed: int = 0) -> npt.NDArray[np.int64]:
+    return np.random.default_rng(seed).integers(0, 320, count)
+
+
+def read(session: OrtCpuSession, slot: int, tokens: npt.NDArray[np.int64], chunk: int = 256) -> npt.NDArray[np.float32]:
+    for start in range(0, len(tokens), chunk):
+        logits = session.prefill(slot, tokens[start : start + chunk], start)
+    return logits[0]
+
+
+def test_they_say_what_onnx_runtime_says(opened: Open) -> None:
+    ours, theirs = opened(), opened(own_kernels=False)
+    assert (ours.without_kernels, theirs.without_kernels) == ("", "they are switched off")
+    for count in (3, 300, 640):
+        found, wanted = read(ours, 0, text(count)), read(theirs, 0, text(count))
+        assert np.abs(found - wanted).max() < 0.1 * wanted.std()
+
+
+def test_a_prompt_has_the_same_bits_however_it_is_cut_and_whoever_runs_beside_it(opened: Open) -> None:
+    session, tokens = opened(), text(600)
+    whole = read(session, 0, tokens)
+    for slot, chunk in ((1, 100), (2, 1), (3, 37)):
+        assert read(session, slot, tokens, chunk).tobytes() == whole.tobytes()
+    assert read(opened(threads=1), 0, tokens).tobytes() == whole.tobytes()
+    next_ones, at = np.full(4, 7, np.int64), np.full(4, 600, np.int64)
+    together = session.decode([0, 1, 2, 3], next_ones, at)
+    alone = session.decode([2], next_ones[:1], at[:1])
+    assert all(row.tobytes() == alone[0].tobytes() for row in together)
+
+
+def test_the_fused_graph_is_a_third_smaller_and_reads_the_same_weights(model: Path) -> None:
+    whole, fused = ir.load(model), ir.load(model.with_name(kernels.FUSED))
+    assert len(list(fused.graph)) < 0.7 * len(list(whole.graph))
+    assert {node.domain for node in fused.graph if "Linear" in node.op_type or "Attention" in node.op_type} == {
+        kernels.DOMAIN
+    }
+    assert sorted(path.name for path in model.parent.glob("*.data")) == ["model.onnx.data"]
+
+
+def test_an_artifact_without_that_graph_is_run_by_onnx_runtime_and_says_so(model: Path, tmp_path: Path) -> None:
+    for name in ("model.onnx", "model.onnx.data"):
+        (tmp_path / name).symlink_to(model.with_name(name))
+    session = OrtCpuSession(tmp_path / "model.onnx", slots=1, threads=1)
+    assert session.without_kernels in ("the artifact has no graph for them", kernels.trouble())
+    assert np.isfinite(read(session, 0, text(5))).all()
+
+
+def test_where_they_were_not_compiled_it_is_said_and_what_to_do(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "library", lambda: None)
+    kernels.trouble.cache_clear()
+    try:
+        session = OrtCpuSession(model, slots=1, threads=1)
+        assert "g++" in session.without_kernels
+        assert np.isfinite(read(session, 0, text(5))).all()
+    finally:
+        kernels.trouble.cache_clear()
