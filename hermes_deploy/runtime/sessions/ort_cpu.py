@@ -85,7 +85,9 @@ class OrtCpuSession:
             raise ServeError(f"slots is {slots}; at least 1 is needed.")
         self.prefill_chunk = min(prefill_chunk, self.max_context)
         self.overlaps = True
-        self.draft_tokens = self.prefill_chunk - 1
+        # ONNX Runtime's attention rounds otherwise for one token than for several, which int8 activations make up to
+        # 0.5 in a logit: answers with drafts would be others than without
+        self.draft_tokens = 0 if self.without_kernels else self.prefill_chunk - 1
         self._limits = Limits(slots, self.max_context, self.vocab_size, self.prefill_chunk)
         self._caches = _Caches(self._run, int(facts["layers"]), slots, self.max_context)
         self.cache_token_bytes = self._caches.token_bytes
