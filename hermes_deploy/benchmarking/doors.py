@@ -35,16 +35,19 @@ class Answers(Protocol):
 
 
 class InProcess:
-    """A token loop over `session`, as the server has one. Closes both."""
+    """A token loop over `session`, as the server has one. Closes both.
+
+    Without `speculation`, which is what most measures want: a step of the engine, not how much a text repeats itself.
+    """
 
     name: DoorName = "in-process"
 
-    def __init__(self, session: Session, stop_ids: Sequence[int]) -> None:
-        self._stop_ids = frozenset(stop_ids)
-        self.loop = TokenLoop(session)
+    def __init__(self, session: Session, stop_ids: Sequence[int], *, speculation: bool = False) -> None:
+        self.stop_ids = frozenset(stop_ids)
+        self.loop = TokenLoop(session, speculation=speculation)
 
     def ask(self, prompts: Sequence[Prompt], max_tokens: int, *, stops: bool = False) -> list[Listener]:
-        stop_ids = self._stop_ids if stops else frozenset[int]()
+        stop_ids = self.stop_ids if stops else frozenset[int]()
         now = time.monotonic()
         streams = self.loop.submit_all([Generation(prompt.ids, max_tokens, stop_ids=stop_ids) for prompt in prompts])
         return [Listener(taken(stream), now) for stream in streams]

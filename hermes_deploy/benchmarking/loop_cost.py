@@ -49,6 +49,7 @@ class PreparedSession:
         self.prefill_chunk = 256
         self.cache_token_bytes = 0
         self.overlaps = False
+        self.draft_tokens = 0
         self.between: list[float] = []
         self._rows = rows
         self._logits = np.empty((slots, rows.shape[1]), dtype=np.float32)

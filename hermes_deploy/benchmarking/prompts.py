@@ -75,6 +75,10 @@ class Prompts:
             raise NotMeasured(f"{count} questions are wanted; {len(found)} ship with the package")
         return found
 
+    def asking(self, text: str) -> Prompt:
+        """One message of a user, and no system message but the template's own."""
+        return self._encoded(({"role": "user", "content": text},))
+
     @property
     def turn_tokens(self) -> int:
         """Tokens that `next_turn` adds behind an empty answer."""

@@ -64,8 +64,9 @@ class Opened:
     def facts(self) -> dict[str, Any]:
         return artifact_facts(self.artifact, self.target)
 
-    def in_process(self) -> InProcess:
-        return InProcess(self.open_session(self.max_slots, self.max_context), self.config.stop_ids)
+    def in_process(self, *, speculation: bool = False) -> InProcess:
+        session = self.open_session(self.max_slots, self.max_context)
+        return InProcess(session, self.config.stop_ids, speculation=speculation)
 
 
 def open_artifact(artifact: Path) -> Opened:
@@ -133,7 +134,9 @@ class _Run:
             if self._served:
                 self.step("starting the server")
                 # children of this process that are not the server's are none: the server is all of them
-                server = stack.enter_context(Server(self._opened.artifact, grpc_port=0, http_port=0, metrics_port=0))
+                # a decode is timed, not how much a text repeats itself; in process the same
+                server = Server(self._opened.artifact, grpc_port=0, http_port=0, metrics_port=0, speculation=False)
+                stack.enter_context(server)
                 self._found.attempt("PSS, server ready", lambda: self._keep_memory("PSS, ready", "server"))
                 client = stack.enter_context(Client(server.endpoints.grpc))
                 if "chat" in self._served:

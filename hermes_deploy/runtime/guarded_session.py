@@ -57,14 +57,13 @@ class GuardedSession:
         self, slots: Sequence[int], tokens: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float32]:
         """See `Session.decode`."""
-        try:
-            with self._call():
-                logits = self._session.decode(slots, tokens, positions)
-        except EngineFailed:
-            self._decode_failures += 1
-            raise
-        self._decode_failures = 0
-        return logits
+        with self._answer():
+            return self._session.decode(slots, tokens, positions)
+
+    def check(self, slot: int, tokens: npt.NDArray[np.int64], start: int) -> npt.NDArray[np.float32]:
+        """Logits [n, vocab] after each of `tokens` [n], one of the answer and a draft; see `Session.draft_tokens`."""
+        with self._answer():
+            return self._session.prefill(slot, tokens, start, len(tokens))
 
     def copy(self, source: int, target: int, start: int, count: int) -> None:
         """See `Session.copy`."""
@@ -96,6 +95,16 @@ class GuardedSession:
         """Closes the session, after its last call has come back. The watchdog ends first."""
         self._closed.set()
         self._session.close()
+
+    @contextmanager
+    def _answer(self) -> Iterator[None]:
+        try:
+            with self._call():
+                yield
+        except EngineFailed:
+            self._decode_failures += 1
+            raise
+        self._decode_failures = 0
 
     @contextmanager
     def _call(self) -> Iterator[None]:

@@ -54,6 +54,10 @@ class Metrics:
     """Of prompts that were read in, found in the cache or not."""
     cached_prompt_tokens: int = 0
     output_tokens: int = 0
+    drafted_tokens: int = 0
+    """Guessed tokens that were checked."""
+    accepted_tokens: int = 0
+    """Of these, the ones that became part of an answer."""
     engine_failures: int = 0
     endings: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ENDINGS, 0))
     rejections: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REJECTIONS.values(), 0))

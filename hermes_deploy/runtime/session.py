@@ -27,6 +27,9 @@ class Session(Protocol):
     """Most tokens that one `prefill` call takes."""
     overlaps: bool
     """While one thread is in `prefill` of a row, another may call `decode` and `copy` of other rows."""
+    draft_tokens: int
+    """Most guessed tokens that one run can check: a `prefill` of them and the token before, behind what the row
+    holds, with the logits of each that `decode` would give. 0 = no run does that."""
     cache_token_bytes: int
     """Bytes of KV cache that one token of one row takes."""
 

@@ -2,7 +2,7 @@
 
 Takes `Generation`s, gives `TokenStream`s. Each step: end what was cancelled or is late -> admit -> one
 prefill chunk -> one batched decode -> deliver. Where the engine's calls may overlap, a chunk is read beside
-the decodes instead of between them (`Reader`). The queue is bounded: over it, `submit` raises RequestError
+the decodes instead of between them (`Reading`). The queue is bounded: over it, `submit` raises RequestError
 RESOURCE_EXHAUSTED at once.
 
 Nothing ever hangs. An engine call that fails, or gives logits that are not numbers, ends the requests that
@@ -19,79 +19,41 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from hermes_deploy.errors import RequestError
 from hermes_deploy.runtime.admission import check
+from hermes_deploy.runtime.drafter import Drafter
 from hermes_deploy.runtime.guarded_session import EngineFailed, GuardedSession
 from hermes_deploy.runtime.metrics import REJECTIONS, Metrics
-from hermes_deploy.runtime.pace import STRETCH, Pace
-from hermes_deploy.runtime.reader import Read, Reader, read_chunk
+from hermes_deploy.runtime.pace import STRETCH
+from hermes_deploy.runtime.reader import Read
+from hermes_deploy.runtime.reading import Reading
+from hermes_deploy.runtime.running_chat import Chat, Progress, sampler_of
 from hermes_deploy.runtime.sampling import (
     CONSTRAINT_FAILED,
     NOT_FINITE,
     NOTHING_ALLOWED,
-    Sampler,
     TokenLogprobs,
     pick,
     prompt_logprobs,
 )
-from hermes_deploy.runtime.scheduler import Chunk, Copy, Scheduler, Ticket
+from hermes_deploy.runtime.scheduler import Copy, Scheduler, Ticket
 from hermes_deploy.runtime.session import Session
+from hermes_deploy.runtime.speculation import MOST, draft_of
 from hermes_deploy.runtime.stream import Finish, Generation, TokenStream
 
 _FAILURES = 3
 """Engine calls that fail in a row before the engine is given up."""
-_BESIDE = 128
-"""Most prompt tokens of a chunk that is read beside decodes: a chat that is being read ends only after its chunk."""
-_IDLE = 0.02
-"""Seconds between looks at cancellation while a chunk is read and nobody decodes."""
-_LOGPROB_ROWS = 32
-"""Prompt tokens read at a time when all their logits are wanted: a row is as wide as the vocabulary."""
-
-
-@dataclass
-class _Chat:
-    key: int
-    asked: Generation
-    stream: TokenStream
-    sampler: Sampler
-    submitted: float
-    generated: int = 0
-    last: int = -1
-    """The newest token: not in the cache yet, the next decode writes it."""
-    told: float = 0.0
-    """When `last` was delivered."""
-    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
-
-    @property
-    def prompt(self) -> int:
-        return len(self.asked.prompt)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """`active` chats hold a slot, `waiting` ones do not; `calls` of the engine came back so far.
-
-    `in_call`: seconds that the call which is going on has taken, None between calls. `longest_call`: seconds.
-    """
-
-    dead: str | None
-    draining: bool
-    active: int
-    waiting: int
-    calls: int
-    in_call: float | None
-    longest_call: float
 
 
 class TokenLoop:
     """Owns `session` and closes it. `queue_limit`: requests that may wait for a slot.
 
     `stretch`: see `Pace`. `engine_timeout`: seconds after which a call of the engine counts as hanging.
+    `speculation`: what repeats is guessed and checked several tokens a step, where the engine can and one chat runs.
     `on_death`: called once, with the cause, from whichever thread found it.
     """
 
@@ -102,14 +64,14 @@ class TokenLoop:
         queue_limit: int = 64,
         stretch: float = STRETCH,
         engine_timeout: float = 120.0,
+        speculation: bool = True,
         on_death: Callable[[str], None] | None = None,
     ) -> None:
         self._session = session
         self._queue_limit = queue_limit
         self._on_death = on_death
         self._scheduler = Scheduler(session.slots, session.max_context)
-        self._pace = Pace(session.prefill_chunk, stretch)
-        self._chats: dict[int, _Chat] = {}
+        self._chats: dict[int, Chat] = {}
         self._keys = itertools.count()
         self._changed = threading.Condition()
         self._closing = False
@@ -119,7 +81,15 @@ class TokenLoop:
         """Decodes in a row of which no row was finite."""
         self.metrics = Metrics(free_slots=session.slots, kv_capacity_tokens=session.slots * session.max_context)
         self._engine = GuardedSession(session, engine_timeout, self._die)
-        self._reader = Reader(self._engine) if session.overlaps else None
+        self._reading = Reading(
+            self._engine,
+            self._scheduler,
+            self.metrics,
+            session.prefill_chunk,
+            stretch=stretch,
+            overlaps=session.overlaps,
+        )
+        self._most_drafted = min(MOST, session.draft_tokens) if speculation else 0
         self._waited = 0.0
         """Seconds in the queue of who got a slot last: after half of that, half of those who wait now have theirs."""
         self._thread = threading.Thread(target=self._run, name="token-loop", daemon=True)
@@ -205,7 +175,7 @@ class TokenLoop:
         changed = threading.Condition()
         now = time.monotonic()
         chats = [
-            _Chat(next(self._keys), one, TokenStream(changed), _sampler(one, self._session.vocab_size), now)
+            Chat(next(self._keys), one, TokenStream(changed), sampler_of(one, self._session.vocab_size), now)
             for one in asked
         ]
         with self._changed:
@@ -243,8 +213,7 @@ class TokenLoop:
             traceback.print_exc()
             self._die(f"{type(error).__name__}: {error}")
         finally:
-            if self._reader is not None:
-                self._reader.close()
+            self._reading.close()
             self._engine.close()
 
     def _await_work(self) -> bool:
@@ -275,7 +244,7 @@ class TokenLoop:
     def _step(self) -> None:
         began, in_engine = time.monotonic(), self._engine.seconds
         # first of all: between two of its chunks a chat can be ended
-        if self._reader is not None and (read := self._reader.take()) is not None:
+        if (read := self._reading.take()) is not None:
             self._read_in(read)
         self._end_early()
         with self._changed:
@@ -287,17 +256,20 @@ class TokenLoop:
             entered.stream.admitted = time.monotonic()
             self._waited = entered.stream.admitted - entered.submitted
             self.metrics.queue_time.observe(self._waited)
-        step = self._scheduler.plan(self._budget())
+        step = self._scheduler.plan(self._reading.budget())
         if step.copy is not None and not self._copy(step.copy):
             return
         if step.prefill is not None:
-            self._prefill(step.prefill, beside=bool(step.decode))
+            asked = self._chats[step.prefill.key].asked
+            if (read := self._reading.read(step.prefill, asked, beside=bool(step.decode))) is not None:
+                self._read_in(read)
         # those that a watchdog has not ended meanwhile
         decoding = [chat for key in step.decode if (chat := self._chats.get(key)) is not None]
-        if decoding:
+        if decoding and (draft := self._draft(decoding[0])):
+            self._check(decoding[0], draft)
+        elif decoding:
             self._decode(decoding)
-        elif self._reader is not None and self._reader.key is not None:
-            self._reader.wait(_IDLE)
+        elif self._reading.wait():
             return
         self.metrics.loop_time.observe(time.monotonic() - began - (self._engine.seconds - in_engine))
 
@@ -305,7 +277,7 @@ class TokenLoop:
         """Frees the slots of those that were cancelled or are late, before anything is done for them again."""
         now = time.monotonic()
         for chat in list(self._chats.values()):
-            if chat.key == self._reading:
+            if chat.key == self._reading.key:
                 continue  # its row is being written: it ends when its chunk is read
             if chat.stream.cancelled is not None:
                 self._end(chat, chat.stream.cancelled)
@@ -322,33 +294,6 @@ class TokenLoop:
         self._scheduler.copied(copy)
         return True
 
-    @property
-    def _reading(self) -> int | None:
-        """The chat whose chunk is read beside the decodes."""
-        return None if self._reader is None else self._reader.key
-
-    def _budget(self) -> int:
-        """Prompt tokens that may be read in this step."""
-        decoding = self._scheduler.decoding
-        if self._reader is None:
-            return self._pace.budget(decoding, len(self._scheduler.running) - decoding)
-        if self._reader.key is not None:
-            return 0
-        return min(_BESIDE, self._session.prefill_chunk) if decoding else self._session.prefill_chunk
-
-    def _prefill(self, chunk: Chunk, *, beside: bool) -> None:
-        asked = self._chats[chunk.key].asked
-        if asked.prompt_logprobs is not None and chunk.count > _LOGPROB_ROWS:
-            left = len(asked.prompt) - chunk.start
-            chunk = Chunk(chunk.key, chunk.slot, chunk.start, _LOGPROB_ROWS - (left == _LOGPROB_ROWS + 1))
-        end = chunk.start + chunk.count
-        rows = chunk.count if asked.prompt_logprobs is not None else int(end == len(asked.prompt))
-        tokens = asked.prompt[chunk.start : end]
-        if beside and self._reader is not None:
-            self._reader.start(chunk, tokens, rows)
-        else:
-            self._read_in(read_chunk(self._engine, chunk, tokens, rows))
-
     def _read_in(self, read: Read) -> None:
         """A chunk was read: of a prompt's last one comes the first token."""
         chunk, chat = read.chunk, self._chats.get(read.chunk.key)
@@ -357,9 +302,7 @@ class TokenLoop:
         if read.logits is None:
             self._fail([chat], f"the engine failed on the prompt: {read.failure}")
             return
-        self._pace.read(chunk.count, read.seconds)
-        self.metrics.prefill_time.observe(read.seconds)
-        self._scheduler.prefilled(chunk)
+        self._reading.was_read(read)
         top = chat.asked.prompt_logprobs
         if top is not None:
             following = chat.asked.prompt[chunk.start + 1 : chunk.start + chunk.count + 1]
@@ -375,10 +318,10 @@ class TokenLoop:
             chat.stream.read_in(reused, chat.prompt_logprobs)
             self._advance([chat], read.logits[-1:])
 
-    def _decode(self, chats: list[_Chat]) -> None:
+    def _decode(self, chats: list[Chat]) -> None:
         slots = [self._scheduler.running[chat.key].slot for chat in chats]
         tokens = np.array([chat.last for chat in chats], dtype=np.int64)
-        positions = np.array([chat.prompt + chat.generated - 1 for chat in chats], dtype=np.int64)
+        positions = np.array([chat.position for chat in chats], dtype=np.int64)
         # neighbours in order where they can be: nothing has to be mapped for them
         order = np.argsort(slots)
         try:
@@ -386,24 +329,65 @@ class TokenLoop:
         except EngineFailed as failed:
             self._fail(chats, f"the engine failed while decoding: {failed}")
             return
-        self._pace.decoded(self._engine.last_seconds)
+        self._reading.decoded(self._engine.last_seconds)
         self.metrics.decode_time.observe(self._engine.last_seconds)
         for chat, token in zip(chats, tokens.tolist(), strict=True):
             self._scheduler.decoded(chat.key, token)
-        if self._advance([chats[i] for i in order], logits):
+        self._judge(self._advance([chats[i] for i in order], logits))
+
+    def _draft(self, chat: Chat) -> list[int]:
+        """What `chat` may go on with, where a step of one more token than these is worth it."""
+        # one chat holds a slot: nothing is read or decoded beside it
+        if not self._most_drafted or len(self._scheduler.running) > 1:
+            return []
+        if chat.drafter is None:
+            chat.drafter = Drafter(chat.asked.prompt)
+        chat.drafter.follow(self._scheduler.rows[self._scheduler.running[chat.key].slot].tokens, chat.last)
+        # each step gives one token that was not guessed
+        most = min(self._most_drafted, chat.room(self._session.max_context) - 1)
+        return draft_of(chat.drafter, most, chat.asked.stop_ids)
+
+    def _check(self, chat: Chat, draft: list[int]) -> None:
+        """One step for `chat` alone: the sampler picks behind each token of `draft` as it would without, and as long as
+        it picks what was guessed the next logits are right. What was not picked is never read in the cache."""
+        tokens = [chat.last, *draft]
+        slot = self._scheduler.running[chat.key].slot
+        try:
+            logits = self._engine.check(slot, np.array(tokens, dtype=np.int64), chat.position)
+        except EngineFailed as failed:
+            self._fail([chat], f"the engine failed while checking a draft: {failed}")
+            return
+        self.metrics.decode_time.observe(self._engine.last_seconds)
+        self.metrics.drafted_tokens += len(draft)
+        finite = False
+        with chat.stream.changed:  # its receiver is woken once
+            for row, token in enumerate(tokens):
+                self._scheduler.decoded(chat.key, token)
+                generated = chat.generated
+                finite |= self._advance([chat], logits[row : row + 1])
+                if row == len(draft) or chat.generated == generated or chat.last != draft[row]:
+                    break
+                self.metrics.accepted_tokens += 1
+                if chat.key not in self._chats or chat.stream.cancelled is not None:
+                    break
+        self._judge(finite)
+
+    def _judge(self, finite: bool) -> None:
+        """A decode is over, in which some logits were `finite`, or none."""
+        if finite:
             self._worthless = 0
         else:
             self._worthless += 1
             if self._worthless >= _FAILURES:
                 self._die(f"{self._worthless} of its decodes in a row gave no logits that are finite")
 
-    def _advance(self, chats: list[_Chat], logits: npt.NDArray[np.float32]) -> bool:
+    def _advance(self, chats: list[Chat], logits: npt.NDArray[np.float32]) -> bool:
         """Picks, delivers and ends. `logits` [len(chats), vocab]; False when none of them were finite."""
         picked, logprobs = pick(logits, [chat.sampler for chat in chats])
         now = time.monotonic()
         for chat, token, logprob in zip(chats, picked, logprobs, strict=True):
             if token == NOT_FINITE:
-                where = f"position {chat.prompt + chat.generated}"
+                where = f"position {chat.position + 1}"
                 self._spoil(chat, f"the engine gave logits that are not finite at {where}; the engine is damaged")
             elif token == NOTHING_ALLOWED:
                 message = "constraint, bad words and biases together allow no token here; ask for less"
@@ -418,7 +402,7 @@ class TokenLoop:
                 self._deliver(chat, token, logprob, now)
         return any(token != NOT_FINITE for token in picked)
 
-    def _deliver(self, chat: _Chat, token: int, logprob: TokenLogprobs | None, now: float) -> None:
+    def _deliver(self, chat: Chat, token: int, logprob: TokenLogprobs | None, now: float) -> None:
         if chat.generated:
             self.metrics.inter_token_latency.observe(now - chat.told)
         else:
@@ -427,27 +411,26 @@ class TokenLoop:
         chat.last, chat.told = token, now
         chat.generated += 1
         self.metrics.output_tokens += 1
-        room = min(chat.asked.max_tokens, self._session.max_context - chat.prompt)
-        if chat.generated < room:
+        if chat.room(self._session.max_context) > 0:
             chat.stream.put(token, logprob)
         elif self._release(chat, "length"):
             chat.stream.put(token, logprob, "length")
 
-    def _fail(self, chats: list[_Chat], message: str) -> None:
+    def _fail(self, chats: list[Chat], message: str) -> None:
         for chat in chats:
             self._spoil(chat, message)
         self.metrics.engine_failures = self._engine.all_failures
         if self._engine.failures >= _FAILURES:
             self._die(f"{self._engine.failures} of its calls in a row failed, the last one: {message}")
 
-    def _spoil(self, chat: _Chat, message: str) -> None:
+    def _spoil(self, chat: Chat, message: str) -> None:
         self._end(chat, "error", RequestError(message, "INTERNAL"), spoiled=True)
 
-    def _end(self, chat: _Chat, finish: Finish, error: RequestError | None = None, *, spoiled: bool = False) -> None:
+    def _end(self, chat: Chat, finish: Finish, error: RequestError | None = None, *, spoiled: bool = False) -> None:
         if self._release(chat, finish, spoiled=spoiled):
             chat.stream.end(finish, error)
 
-    def _release(self, chat: _Chat, finish: Finish, *, spoiled: bool = False) -> bool:
+    def _release(self, chat: Chat, finish: Finish, *, spoiled: bool = False) -> bool:
         """Frees what `chat` holds, before its receiver hears of it. False: the watchdog has told it already."""
         with self._changed:
             if self._chats.pop(chat.key, None) is None:
@@ -464,16 +447,3 @@ class TokenLoop:
         now.free_slots = scheduler.slots - now.active_slots
         now.kv_tokens = sum(scheduler.rows[chat.slot].length for chat in scheduler.running.values())
         now.kv_cached_tokens = sum(row.length for row in scheduler.rows) - now.kv_tokens
-
-
-def _sampler(asked: Generation, vocab_size: int) -> Sampler:
-    return Sampler(
-        asked.sampling,
-        asked.prompt,
-        vocab_size,
-        stop_ids=asked.stop_ids,
-        min_tokens=asked.min_tokens,
-        index=asked.index,
-        logprobs=asked.logprobs,
-        constraint=asked.constraint,
-    )

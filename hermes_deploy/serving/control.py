@@ -23,8 +23,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypedDict
 
-from hermes_deploy.repository.triton_parameters import CONTROL, ENGINE_TIMEOUT, QUEUE_LIMIT, STRETCH
-from hermes_deploy.runtime.token_loop import Progress
+from hermes_deploy.repository.triton_parameters import CONTROL, ENGINE_TIMEOUT, QUEUE_LIMIT, SPECULATION, STRETCH
+from hermes_deploy.runtime.running_chat import Progress
 
 Command = Literal["status", "drain", "end"]
 
@@ -54,6 +54,7 @@ class LoopSettings(TypedDict, total=False):
     queue_limit: int
     stretch: float
     engine_timeout: float
+    speculation: bool
 
 
 class ControlServer:
@@ -85,6 +86,8 @@ def loop_settings(parameters: Mapping[str, str]) -> LoopSettings:
         given["stretch"] = float(parameters[STRETCH])
     if ENGINE_TIMEOUT in parameters:
         given["engine_timeout"] = float(parameters[ENGINE_TIMEOUT])
+    if SPECULATION in parameters:
+        given["speculation"] = parameters[SPECULATION] == "true"
     return given
 
 

@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from hermes_deploy.runtime.token_loop import Progress
+from hermes_deploy.runtime.running_chat import Progress
 from hermes_deploy.serving.control import Command, ControlSilent, ask
 from hermes_deploy.serving.send_queues import Readers
 

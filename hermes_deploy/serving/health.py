@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from hermes_deploy.runtime.token_loop import Progress
+from hermes_deploy.runtime.running_chat import Progress
 
 Phase = Literal["starting", "serving", "draining", "restarting", "stopped"]
 

@@ -30,6 +30,7 @@ from hermes_deploy.repository.triton_parameters import (
     OWN_KERNELS,
     QUEUE_LIMIT,
     REQUEST_LOG,
+    SPECULATION,
     STRETCH,
     TARGET,
 )
@@ -104,6 +105,7 @@ def write_models(plan: Plan, folder: Path, settings: Settings) -> None:
                 QUEUE_LIMIT: str(settings.queue_limit),
                 ENGINE_TIMEOUT: str(settings.engine_timeout),
                 STRETCH: str(settings.stretch),
+                SPECULATION: str(settings.speculation).lower(),
                 CONTROL: str(folder.parent / CONTROL_SOCKET),
             }
             if not settings.own_kernels:

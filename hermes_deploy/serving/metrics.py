@@ -87,6 +87,18 @@ FAMILIES: tuple[Family, ...] = (
         lambda m: m.cached_prompt_tokens,
     ),
     _one("hermes_output_tokens_total", "counter", "generated tokens", lambda m: m.output_tokens),
+    _one(
+        "hermes_drafted_tokens_total",
+        "counter",
+        "guessed tokens that were checked in one step",
+        lambda m: m.drafted_tokens,
+    ),
+    _one(
+        "hermes_accepted_tokens_total",
+        "counter",
+        "guessed tokens that became part of an answer",
+        lambda m: m.accepted_tokens,
+    ),
     _one("hermes_engine_failures_total", "counter", "engine calls that raised", lambda m: m.engine_failures),
     _one(
         "hermes_cancellations_total",
@@ -106,7 +118,11 @@ FAMILIES: tuple[Family, ...] = (
         "hermes_inter_token_latency_seconds", "between two tokens of one answer", lambda m: m.inter_token_latency
     ),
     *_histogram("hermes_prefill_time_seconds", "engine time of one prefill chunk", lambda m: m.prefill_time),
-    *_histogram("hermes_decode_time_seconds", "engine time of one batched decode", lambda m: m.decode_time),
+    *_histogram(
+        "hermes_decode_time_seconds",
+        "engine time of one batched decode, or of one check of a draft",
+        lambda m: m.decode_time,
+    ),
     *_histogram(
         "hermes_loop_time_seconds", "of one step, what was not the engine: scheduling, sampling", lambda m: m.loop_time
     ),

@@ -55,6 +55,10 @@ class Settings(BaseModel):
         description="a prompt's chunk may take that many times a decode step, where the engine's calls take turns",
     )
 
+    speculation: bool = Field(
+        default=True,
+        description="guess what repeats prompt or answer and check it in one step, where a chat runs alone",
+    )
     own_kernels: bool = Field(
         default=True, description="on a CPU with AVX-512 VNNI; false: ONNX Runtime's operators, about half as fast"
     )

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from hermes_deploy.runtime.token_loop import Progress
+from hermes_deploy.runtime.running_chat import Progress
 from hermes_deploy.serving.control import ControlSilent, ask
 from hermes_deploy.serving.probe import answers
 from hermes_deploy.serving.pulse import Pulse

@@ -28,6 +28,7 @@ from hermes_deploy.benchmarking import (
     Sizes,
     What,
     bench,
+    drafts,
     independence,
     long_prompt,
     loop_cost,
@@ -41,6 +42,7 @@ from hermes_deploy.errors import HermesDeployError
 
 LONG_PROMPT = 4000
 QUESTIONS, ANSWER = 24, 64
+ANSWER_THAT_REPEATS = 160
 
 
 def main() -> int:
@@ -94,6 +96,7 @@ def limit_of(what: What) -> Limit | None:
         step_time.SLOTS_RATIO: Limit(most=1.15),
         step_time.LENGTH_RATIO: Limit(most=1.1),
         independence.WIDEST: Limit(most=1e-2),
+        drafts.GAIN: Limit(least=0.95 if what.where == drafts.FREE else 1.6),
     }.get(what.measure)
 
 
@@ -180,6 +183,26 @@ def independent(options: argparse.Namespace) -> Report:
     return found.report({})
 
 
+def speculation(options: argparse.Namespace) -> Report:
+    """Answers that repeat their prompt, and some that cannot, with guessing and without it: how fast, and the same?"""
+    opened, found = open_artifact(options.artifact), Collected()
+    asked, greedy = drafts.questions(opened.prompts), {}
+    with closing(opened.in_process(speculation=True)) as guessing, closing(opened.in_process()) as plain:
+        for number in range(options.rounds):
+            for kind, prompts in asked.items():
+                say(f"  round {number + 1}: {kind}")
+                greedy[kind] = drafts.measure(guessing, plain, kind, prompts, ANSWER_THAT_REPEATS, found)
+    del greedy[drafts.FREE]
+    with closing(opened.open_session(1, opened.max_context)) as session:
+        lone = [
+            drafts.ended(independence.lone_answer(session, prompt, ANSWER_THAT_REPEATS), guessing.stop_ids)
+            for kind in greedy
+            for prompt in asked[kind]
+        ]
+    independence.compare(lone, [answer for answers in greedy.values() for answer in answers], drafts.HOW, found)
+    return found.report({})
+
+
 Part = Callable[[argparse.Namespace], Report]
 PARTS: dict[str, tuple[Part, tuple[str, ...]]] = {
     "doors": (doors, ("artifact",)),
@@ -189,6 +212,7 @@ PARTS: dict[str, tuple[Part, tuple[str, ...]]] = {
     "slots": (slots, ("artifact",)),
     "length": (length, ("artifact", "long")),
     "independence": (independent, ("artifact",)),
+    "speculation": (speculation, ("artifact",)),
 }
 """By the name that --only takes: the part, and the artifacts that it needs."""
 

@@ -37,7 +37,7 @@ class SlowSession:
         self._session = session
         self.slots, self.max_context, self.vocab_size = session.slots, session.max_context, session.vocab_size
         self.prefill_chunk, self.cache_token_bytes = session.prefill_chunk, session.cache_token_bytes
-        self.overlaps = session.overlaps
+        self.overlaps, self.draft_tokens = session.overlaps, session.draft_tokens
         self.prefill, self.copy, self.close = session.prefill, session.copy, session.close
 
     def decode(

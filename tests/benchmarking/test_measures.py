@@ -10,7 +10,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from hermes_deploy.benchmarking import Limit, Row, What, independence, long_prompt, loop_cost, step_time
+from hermes_deploy.benchmarking import Limit, Row, What, drafts, independence, long_prompt, loop_cost, step_time
 from hermes_deploy.benchmarking.doors import InProcess
 from hermes_deploy.benchmarking.listening import Arrival, NotMeasured, Timeline, gaps, tokens_per_second
 from hermes_deploy.benchmarking.memory import memory_of
@@ -128,6 +128,36 @@ def test_an_answer_that_differs_is_told_with_its_place_and_margin() -> None:
     assert told["answers that differ, x"] == 0.5
     assert told["earliest difference, x"] == 1
     assert told["widest of two best logits there, x"] == 0.25
+
+
+def test_the_gain_of_drafts_is_told_with_how_many_were_right(opened: Opened, door: InProcess) -> None:
+    prompts = opened.prompts.questions(3)
+    found = Collected()
+    with closing(opened.in_process(speculation=True)) as guessing:
+        answers = drafts.measure(guessing, door, "a kind", prompts, 100, found)
+        written = sum(len(answer.token_ids) for answer in answers)
+        assert guessing.loop.metrics.output_tokens == written
+        told = measures(found)
+        accepted = guessing.loop.metrics.accepted_tokens
+        assert told["share of the answer that was guessed, 1 stream, a kind"] == accepted / written
+    assert door.loop.metrics.drafted_tokens == 0
+    speeds = [told[f"decode {how} speculation, 1 stream, a kind"] for how in ("with", "without")]
+    assert told[f"{drafts.GAIN}, 1 stream, a kind"] == pytest.approx(speeds[0] / speeds[1])
+
+
+def test_a_lone_answer_ends_where_its_stop_token_is() -> None:
+    lone = independence.Lone((5, 6, 7, 6), (1.0, 2.0, 3.0, 4.0))
+    assert drafts.ended(lone, frozenset({6})).tokens == (5,)
+    assert drafts.ended(lone, frozenset({9})).tokens == lone.tokens
+
+
+def test_questions_whose_answers_repeat_hold_what_is_to_be_repeated(opened: Opened) -> None:
+    asked = drafts.questions(opened.prompts)
+    assert [len(prompts) for prompts in asked.values()] == [5, 5, 3, 5, 5, 5]
+    repeated = [prompt.messages[0]["content"].split("\n\n", 1)[1] for prompt in asked["repeat a text"]]
+    assert all(text in asked["summarize a text"][i].messages[0]["content"] for i, text in enumerate(repeated))
+    corrected = asked["correct a text"][0].messages[0]["content"]
+    assert " teh " in corrected
 
 
 def test_memory_counts_cache_pages_that_no_mapping_has_touched() -> None:

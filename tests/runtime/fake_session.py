@@ -38,6 +38,7 @@ class FakeSession:
         vocab_size: int = 100,
         prefill_chunk: int = 8,
         overlaps: bool | None = None,
+        draft_tokens: int = 0,
     ) -> None:
         self.slots = slots
         self.max_context = max_context
@@ -45,6 +46,7 @@ class FakeSession:
         self.prefill_chunk = prefill_chunk
         self.cache_token_bytes = 8
         self.overlaps = self.OVERLAPS if overlaps is None else overlaps
+        self.draft_tokens = draft_tokens
         self.calls: list[tuple[str, tuple[int, ...]]] = []
         self.closed = threading.Event()
         self.before: Callable[[str, tuple[int, ...]], None] = lambda _kind, _slots: None

@@ -149,3 +149,7 @@ def test_the_loop_is_set_by_the_parameters_that_are_there() -> None:
         "stretch": 0.5,
         "engine_timeout": 7.5,
     }
+    assert [loop_settings({"speculation": said}) for said in ("true", "false")] == [
+        {"speculation": True},
+        {"speculation": False},
+    ]

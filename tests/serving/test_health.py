@@ -18,7 +18,7 @@ from hermes_deploy.protocol.health_v1 import (
     HealthCheckRequest,
     HealthCheckResponse,
 )
-from hermes_deploy.runtime.token_loop import Progress
+from hermes_deploy.runtime.running_chat import Progress
 from hermes_deploy.serving import Server
 from hermes_deploy.serving.health import HEARTBEAT, Health
 from hermes_deploy.serving.health_ports import HealthPorts

@@ -85,6 +85,9 @@ class OrtCpuSession:
             raise ServeError(f"slots is {slots}; at least 1 is needed.")
         self.prefill_chunk = min(prefill_chunk, self.max_context)
         self.overlaps = True
+        # ONNX Runtime's attention rounds otherwise for one token than for several, which int8 activations make up to
+        # 0.5 in a logit: answers with drafts would be others than without
+        self.draft_tokens = 0 if self.without_kernels else self.prefill_chunk - 1
         self._limits = Limits(slots, self.max_context, self.vocab_size, self.prefill_chunk)
         self._caches = _Caches(self._run, int(facts["layers"]), slots, self.max_context)
         self.cache_token_bytes = self._caches.token_bytes
@@ -178,7 +181,8 @@ class _Step:
         self._last = self._bind("seqlens_k", np.zeros(len(slots), dtype=np.int32))
         self._tokens = np.zeros((0, 0), dtype=np.int64)
         self._wanted = np.zeros((0, 0), dtype=np.int64)
-        self._logits = np.zeros((0, 0, 0), dtype=np.float32)
+        self._room = np.zeros(0, dtype=np.float32)
+        self._logits = self._room.reshape(0, 0, 0)
         self._vocab = int(run.get_modelmeta().custom_metadata_map["vocab_size"])
 
     def run(
@@ -189,7 +193,10 @@ class _Step:
             self._tokens = self._bind("input_ids", np.empty(tokens.shape, dtype=np.int64))
         if wanted.shape != self._wanted.shape:
             self._wanted = self._bind("logits_positions", np.empty(wanted.shape, dtype=np.int64))
-            self._logits = np.empty((*wanted.shape, self._vocab), dtype=np.float32)
+            size = wanted.size * self._vocab
+            if size > len(self._room):  # kept: fresh memory for every other step would cost as much as a token
+                self._room = np.empty(size, dtype=np.float32)
+            self._logits = self._room[:size].reshape(*wanted.shape, self._vocab)
             self._binding.bind_output("logits", "cpu", 0, np.float32, self._logits.shape, self._logits.ctypes.data)
         self._tokens[:], self._last[:], self._wanted[:] = tokens, last, wanted
         self._total[...] = last.max() + 1

@@ -41,6 +41,9 @@ class RowSession:
         self.slots, self.max_context, self.vocab_size = slots, max_context, facts.vocab_size
         self.prefill_chunk = min(prefill_chunk or facts.prefill.tokens[1], facts.prefill.tokens[1], max_context)
         self.overlaps = False
+        # a profile that fills up, or gives few rows of logits, would take several runs
+        checks = min(facts.prefill.logits[1], self.prefill_chunk) if facts.prefill.tokens[0] == 1 else 1
+        self.draft_tokens = checks - 1
         self._limits = Limits(slots, max_context, self.vocab_size, self.prefill_chunk)
         self.cache_token_bytes = engine.caches.token_bytes * len(engine.caches.names)
 

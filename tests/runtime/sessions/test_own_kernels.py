@@ -14,9 +14,13 @@ from hermes_deploy import kernels
 from hermes_deploy.graphs import GraphSpec, build_decoder, save_fused, save_model
 from hermes_deploy.quantization import quantize
 from hermes_deploy.recipes import load_recipe
+from hermes_deploy.runtime.sampling import Sampling
 from hermes_deploy.runtime.sessions.ort_cpu import OrtCpuSession
+from hermes_deploy.runtime.stream import Generation
+from hermes_deploy.runtime.token_loop import TokenLoop
 from hermes_deploy.targets import TARGETS
 from tests.graphs.reference import make_reference
+from tests.runtime.test_token_loop import collect
 
 CONTEXT = 700
 Open = Callable[..., OrtCpuSession]
@@ -78,6 +82,36 @@ def test_a_prompt_has_the_same_bits_however_it_is_cut_and_whoever_runs_beside_it
     together = session.decode([0, 1, 2, 3], next_ones, at)
     alone = session.decode([2], next_ones[:1], at[:1])
     assert all(row.tobytes() == alone[0].tobytes() for row in together)
+
+
+def test_a_draft_that_is_checked_has_the_bits_of_one_token_after_the_other_and_leaves_no_trace(opened: Open) -> None:
+    session, tokens = opened(), text(640)
+    assert session.draft_tokens == session.prefill_chunk - 1
+    assert opened(own_kernels=False).draft_tokens == 0
+    for slot in (0, 1):
+        read(session, slot, tokens[:500])
+    singly = [session.decode([0], tokens[at : at + 1], np.array([at]))[0].tobytes() for at in range(500, 640)]
+    at, rng = 500, np.random.default_rng(1)
+    while at < 620:
+        right, wrong = int(rng.integers(1, 9)), int(rng.integers(0, 8))
+        checked = np.concatenate([tokens[at : at + right], rng.integers(0, 320, wrong)])
+        found = session.prefill(1, checked, at, len(checked))
+        assert [row.tobytes() for row in found[:right]] == singly[at - 500 : at - 500 + right]
+        at += right
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(), Sampling(temperature=0.8, top_p=0.95, seed=3)], ids=["greedy", "drawn"]
+)
+def test_answers_with_drafts_are_those_without(opened: Open, sampling: Sampling) -> None:
+    prompts = [np.tile(text(12, seed), 8) for seed in range(6)]
+    found = []
+    for speculation in (True, False):
+        loop = TokenLoop(opened(), speculation=speculation)
+        found.append([collect(loop.submit(Generation(prompt, 100, sampling)))[0] for prompt in prompts])
+        assert (loop.metrics.drafted_tokens > 0) == speculation
+        loop.close()
+    assert found[0] == found[1]
 
 
 def test_the_fused_graph_is_a_third_smaller_and_reads_the_same_weights(model: Path) -> None:

@@ -232,6 +232,59 @@ def test_logits_may_be_changed_by_the_caller_and_change_no_later_answer(subject:
         logits[:] = np.nan
 
 
+def test_a_draft_that_was_checked_and_rejected_leaves_no_trace(subject: Subject) -> None:
+    """Also where the row is full, in a window that slides, and one rejection after the other."""
+    most = subject.session.draft_tokens
+    assert 0 <= most < CHUNK
+    rng, text = np.random.default_rng(5), chats()[0]
+    expected = subject.expected(text)
+    read(subject, 2, text[:9])
+    position = 9
+    while position < CONTEXT:
+        count = min(int(rng.integers(0, most + 1)), CONTEXT - position - 1)
+        right = int(rng.integers(0, count + 1))
+        checked = np.concatenate([text[position : position + 1 + right], rng.integers(0, VOCAB, count - right)])
+        found = subject.session.prefill(2, checked, position, len(checked))
+        assert close(subject, found[: right + 1], expected[position : position + right + 1])
+        position += right + 1
+        if position < CONTEXT and rng.integers(2):
+            logits = subject.session.decode([2], text[position : position + 1], np.array([position]))
+            assert close(subject, logits[0], expected[position])
+            position += 1
+
+
+def test_a_session_checks_drafts_where_one_run_gives_the_logits_of_all_their_tokens(graphs: Graphs) -> None:
+    for names, most in (
+        # ONNX Runtime's own attention on the CPU rounds otherwise for several tokens; see test_own_kernels
+        ("tensorrt-stand-in tensorrt-stand-in-with-wide-profiles ort-cpu", 0),
+        ("ort-cuda's-rows-on-cpu portable-rows-on-cpu", CHUNK - 1),
+    ):
+        for name in names.split():
+            session = open_subject(name, graphs).session
+            assert session.draft_tokens == most
+            session.close()
+
+
+@pytest.mark.parametrize("name", ["ort-cuda's-rows-on-cpu", "portable-rows-on-cpu"])
+def test_answers_with_drafts_are_those_without(name: str, graphs: Graphs) -> None:
+    """In fp32 no two tokens are as good as equal. The prompts hold their own answers, as far as a window sees."""
+    rng = np.random.default_rng(2)
+    begins = [rng.integers(0, 256, 14) for _ in range(3)]
+    subject = open_subject(name, graphs)
+    prompts = [np.concatenate([begin, alone(subject, begin, 12), begin]) for begin in begins]
+    prompts.append(np.tile(begins[0][:5], 3))
+    settings = (Sampling(), Sampling(temperature=0.05, seed=1), Sampling(temperature=0.7, top_p=0.9, seed=2))
+    found = []
+    for speculation in (True, False):
+        loop = TokenLoop(subject.session, speculation=speculation)
+        found.append([collect(loop.submit(Generation(p, 24, s)))[0] for s in settings for p in prompts])
+        assert (loop.metrics.drafted_tokens > 0) == speculation
+        loop.close()
+        subject = open_subject(name, graphs)
+    subject.session.close()
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_a_batch_of_chats_gets_the_answers_that_each_gets_alone(name: str, graphs: Graphs) -> None:
     subject = open_subject(name, graphs)
