@@ -24,8 +24,7 @@ class Hermes:
         opened = open_artifact(self._artifact)
         self._door = opened.in_process()
         self._graph = self._artifact / "hermes_engine" / "1" / "cpu" / "model.onnx"
-        entry = opened.facts()["artifact"]
-        return {"version": f"hermes-deploy {__version__}", "recipe": entry["recipe"], "precision": entry["precision"]}
+        return {"version": f"hermes-deploy {__version__}, recipe {opened.facts()['artifact']['recipe']}"}
 
     def ask(self, prompts: Sequence[Sequence[int]], max_tokens: int, arrived: Arrived) -> None:
         import threading

@@ -1,4 +1,7 @@
-"""Runs in llama.cpp's environment: `llama_quantize.py SOURCE.gguf OUTPUT.gguf Q4_0|Q4_1|Q8_0`, from what SOURCE dequantizes to."""
+"""Runs in llama.cpp's environment: what SOURCE dequantizes to, quantized again.
+
+llama_quantize.py SOURCE.gguf OUTPUT.gguf Q4_0|Q4_1|Q8_0
+"""
 
 from __future__ import annotations
 

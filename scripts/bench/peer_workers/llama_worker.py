@@ -19,7 +19,7 @@ SEQUENCES, LONGEST, AT_ONCE = 8, 2048, 512
 
 
 class Llama:
-    keeps = True
+    keeps = False  # row 0 keeps one chat, for its next turn
 
     def __init__(self, model: str, threads: int) -> None:
         self._path, self._threads = model, threads
@@ -31,9 +31,7 @@ class Llama:
         self._log = llama_cpp.llama_log_callback(_silent)
         llama_cpp.llama_log_set(self._log, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
-        self._model = llama_cpp.llama_model_load_from_file(
-            self._path.encode(), llama_cpp.llama_model_default_params()
-        )
+        self._model = llama_cpp.llama_model_load_from_file(self._path.encode(), llama_cpp.llama_model_default_params())
         if not self._model:
             raise RuntimeError(f"llama.cpp cannot load {self._path}")
         params = llama_cpp.llama_context_default_params()
@@ -47,7 +45,7 @@ class Llama:
         self._batch = llama_cpp.llama_batch_init(LONGEST, 0, 1)
         self._read: list[list[int]] = [[] for _ in range(SEQUENCES)]
         system = llama_cpp.llama_print_system_info().decode()
-        return {"version": f"llama-cpp-python {llama_cpp.__version__}", "built for": system, "cache": "f16"}
+        return {"version": f"llama-cpp-python {llama_cpp.__version__}", "built for": system}
 
     def ask(self, prompts: Sequence[Sequence[int]], max_tokens: int, arrived: Arrived) -> None:
         tokens = []

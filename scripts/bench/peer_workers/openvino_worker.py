@@ -31,11 +31,9 @@ class OpenVino:
         scheduler.enable_prefix_caching = True
         scheduler.max_num_batched_tokens = 2048  # a whole prompt at once: its fastest reading
         self._properties: dict[str, Any] = {"INFERENCE_NUM_THREADS": self._threads}
-        self._pipeline = openvino_genai.ContinuousBatchingPipeline(
-            self._folder, scheduler, "CPU", self._properties
-        )
+        self._pipeline = openvino_genai.ContinuousBatchingPipeline(self._folder, scheduler, "CPU", self._properties)
         self._asked = 0
-        return {"version": f"openvino-genai {openvino_genai.__version__}", "weights": "int4", "cache": "its default, u8"}
+        return {"version": f"openvino-genai {openvino_genai.__version__}"}
 
     def ask(self, prompts: Sequence[Sequence[int]], max_tokens: int, arrived: Arrived) -> None:
         config = self._library.GenerationConfig()

@@ -1,8 +1,8 @@
 """A system under comparison, as a process that answers one JSON object a line on stdin with one on stdout.
 
-    {"do": "load"}                                        -> {"seconds", "facts": {name: text}, "keeps": bool}
-    {"do": "ask", "prompts": [[id]], "max_tokens": n}     -> {"streams": [{"arrivals": [[seconds, tokens]], "ids": [id]}]}
-    {"do": "logits", "sequences": [[id]], "file": path}   -> {"rows": n}
+    {"do": "load"}                                       -> {"seconds", "facts": {name: text}, "keeps": bool}
+    {"do": "ask", "prompts": [[id]], "max_tokens": n}    -> {"streams": [{"arrivals": [[seconds, tokens]], "ids": []}]}
+    {"do": "logits", "sequences": [[id]], "file": path}  -> {"rows": n}
 
 or with {"error": text}. `ask` is greedy and goes on to `max_tokens` whatever the model says; seconds count from
 the moment the system is asked. `logits` writes float32 [all tokens, vocab], one sequence after another. `keeps`:

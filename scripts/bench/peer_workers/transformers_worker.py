@@ -25,12 +25,7 @@ class Transformers:
         self._model = transformers.AutoModelForCausalLM.from_pretrained(self._checkpoint, dtype=torch.bfloat16).eval()
         self._read: list[int] = []
         self._cache = transformers.DynamicCache()
-        return {
-            "version": f"transformers {transformers.__version__}, torch {torch.__version__}",
-            "weights": "bf16",
-            "head": "bf16",
-            "cache": "bf16",
-        }
+        return {"version": f"transformers {transformers.__version__}, torch {torch.__version__}"}
 
     def ask(self, prompts: Sequence[Sequence[int]], max_tokens: int, arrived: Arrived) -> None:
         torch = self._torch
