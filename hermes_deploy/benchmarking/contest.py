@@ -163,14 +163,15 @@ def measure_peak(contestant: Contestant, prompts: Prompts, lengths: Lengths, fou
     found.keep(what, max(most, memory_of([contestant.worker.pid]).total) / 1e6)
 
 
-def measure_quality(contestant: Contestant, reference: Reference, folder: Path) -> Measures:
+def measure_quality(worker: Worker, reference: Reference, folder: Path) -> Measures:
     """Of its logits against the reference's, at every position that the gate would compare."""
-    file = folder / f"{contestant.name}.npy"
-    contestant.worker.logits(reference.sequences, file)
+    file = folder / f"{worker.name}.npy"
+    worker.logits(reference.sequences, file)
     logits = np.load(file, mmap_mode="r")
-    if logits.shape != (len(reference.hidden), len(reference.head())):
-        raise NotMeasured(f"{contestant.name} gave logits {logits.shape} for {len(reference.hidden)} tokens")
-    head, comparison, start = reference.head().T, Comparison(len(reference.sequences)), 0
+    head = reference.head().T
+    if logits.shape != (len(reference.hidden), head.shape[1]):
+        raise NotMeasured(f"{worker.name} gave logits {logits.shape} for {len(reference.hidden)} tokens")
+    comparison, start = Comparison(len(reference.sequences)), 0
     for chat, (ids, first) in enumerate(zip(reference.sequences, reference.firsts, strict=True)):
         rows = slice(start + first, start + len(ids))
         following = np.array(ids[first + 1 :], dtype=np.int64)

@@ -16,7 +16,7 @@ import argparse
 import json
 import sys
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -45,6 +45,7 @@ from hermes_deploy.benchmarking.report import Collected
 from hermes_deploy.benchmarking.rivals import Quality, add_ratios, counts, document, table
 from hermes_deploy.benchmarking.roofline import bound, memory_bandwidth
 from hermes_deploy.benchmarking.worker import Worker
+from hermes_deploy.chat import ChatTokenizer
 from hermes_deploy.checkpoints import open_checkpoint
 from hermes_deploy.verification import Measures, heldout_texts, reference_of
 
@@ -55,20 +56,23 @@ POSITIONS = 512
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--artifact", type=Path, default=Path("build/smollm2"), help="2,048 tokens, 8 slots")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="0: the KL alone")
     parser.add_argument("--quick", action="store_true", help="fewer tokens, and no KL")
     parser.add_argument("--plot", type=Path, help="an SVG file")
     add_only(parser, SYSTEMS)
     options = parser.parse_args()
     names = chosen(parser, options.only, SYSTEMS)
-    if options.rounds < 1:
-        parser.error(f"--rounds is {options.rounds}; it takes 1 or more")
+    if options.rounds < 0 or (options.quick and not options.rounds):
+        parser.error(f"--rounds is {options.rounds}; it takes 1 or more, or without --quick 0 for the KL alone")
     opened, found = open_artifact(options.artifact), Collected()
     lengths = QUICK if options.quick else Lengths()
     systems = _prepared(names, options.artifact, found)
     bandwidth = memory_bandwidth(THREADS)
     say(f"memory: {bandwidth / 1e9:.1f} GB/s with {THREADS} threads")
-    versions, measures = run(systems, opened.prompts, lengths, options, found)
+    versions: dict[str, str] = {}
+    measures = {} if options.quick else qualities_of(systems, opened.tokenizer, found, versions)
+    if options.rounds:
+        race(systems, opened.prompts, lengths, options.rounds, found, versions)
     if OURS in systems:
         add_ratios(found, OURS, [name for name in systems if name != OURS])
     qualities = {
@@ -118,24 +122,43 @@ def _prepared(names: list[str], artifact: Path, found: Collected) -> dict[str, S
     return systems
 
 
-def run(
-    systems: dict[str, System], prompts: Prompts, lengths: Lengths, options: argparse.Namespace, found: Collected
-) -> tuple[dict[str, str], dict[str, Measures]]:
-    """(version of each, KL and the like of each that was asked)."""
+def qualities_of(
+    systems: dict[str, System], tokenizer: ChatTokenizer, found: Collected, versions: dict[str, str]
+) -> dict[str, Measures]:
+    """KL to the reference and the like, of each that gives logits; in processes that are not timed. Notes `versions`."""
+    say("the reference: the float32 decoder over the same weights")
+    checkpoint = open_checkpoint("smollm2")
+    texts = heldout_texts(tokenizer, POSITIONS)
+    reference = reference_of(checkpoint.config, checkpoint.tensors, texts.sequences, "float32")
+    measures = {}
+    for name, system in systems.items():
+        say(f"logits: {name}")
+        with tempfile.TemporaryDirectory() as folder, closing(_worker(system)) as worker:
+            try:
+                versions[name] = worker.load().facts["version"]
+                measures[name] = measure_quality(worker, reference, Path(folder))
+            except NotMeasured as why:
+                found.leave_out(f"KL, {name}", str(why))
+    return measures
 
-    def open_worker(system: System) -> Worker:
-        return Worker(system.name, system.command, dict(system.environment))
 
-    versions: dict[str, str] = {}
+def race(
+    systems: dict[str, System],
+    prompts: Prompts,
+    lengths: Lengths,
+    rounds: int,
+    found: Collected,
+    versions: dict[str, str],
+) -> None:
+    """Everything that is timed, and memory. Notes `versions`."""
+    for number in range(rounds):
+        for name, system in systems.items():
+            say(f"load {number + 1}: {name}")
+            found.attempt(f"load, {name}", lambda s=system: measure_load(lambda: _worker(s), found))  # type: ignore[misc]
     with ExitStack() as stack:
         contestants = []
-        for number in range(options.rounds):
-            for name, system in systems.items():
-                say(f"load {number + 1}: {name}")
-                found.attempt(f"load, {name}", lambda s=system: measure_load(lambda: open_worker(s), found))  # type: ignore[misc]
         for name, system in systems.items():
-            worker = open_worker(system)
-            stack.callback(worker.close)
+            worker = stack.enter_context(closing(_worker(system)))
             try:
                 loaded = worker.load()
             except NotMeasured as why:
@@ -144,30 +167,17 @@ def run(
             versions[name] = loaded.facts["version"]
             contestants.append(Contestant(worker, loaded.keeps))
         say("warming up: kernels are chosen and buffers grow with the first of a length")
-        unkept = Collected()
-        measure_round(0, contestants, prompts, WARMING, unkept, lambda _: None)
-        for number in range(options.rounds):
-            measure_round(number, contestants, prompts, lengths, found, lambda what: say(f"round {number + 1}: {what}"))  # noqa: B023
+        measure_round(0, contestants, prompts, WARMING, Collected(), lambda _: None)
+        for number in range(rounds):
+            measure_round(number, contestants, prompts, lengths, found, lambda what: say(f"  {what}"))
+            say(f"round {number + 1} of {rounds} is over")
         for contestant in contestants:
             say(f"memory: {contestant.name}")
             found.attempt(f"memory, {contestant.name}", lambda c=contestant: measure_peak(c, prompts, lengths, found))  # type: ignore[misc]
-        return versions, {} if options.quick else _qualities(contestants, found)
 
 
-def _qualities(contestants: list[Contestant], found: Collected) -> dict[str, Measures]:
-    say("the reference: the float32 decoder over the same weights")
-    checkpoint = open_checkpoint("smollm2")
-    texts = heldout_texts(checkpoint.tokenizer, POSITIONS)
-    reference = reference_of(checkpoint.config, checkpoint.tensors, texts.sequences, "float32")
-    measures = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for contestant in contestants:
-            say(f"logits: {contestant.name}")
-            try:
-                measures[contestant.name] = measure_quality(contestant, reference, Path(folder))
-            except NotMeasured as why:
-                found.leave_out(f"KL, {contestant.name}", str(why))
-    return measures
+def _worker(system: System) -> Worker:
+    return Worker(system.name, system.command, dict(system.environment))
 
 
 def said(
