@@ -125,7 +125,10 @@ def _prepared(names: list[str], artifact: Path, found: Collected) -> dict[str, S
 def qualities_of(
     systems: dict[str, System], tokenizer: ChatTokenizer, found: Collected, versions: dict[str, str]
 ) -> dict[str, Measures]:
-    """KL to the reference and the like, of each that gives logits; in processes that are not timed. Notes `versions`."""
+    """KL to the reference and the like, of each that gives logits; in processes that are not timed.
+
+    Notes `versions`.
+    """
     say("the reference: the float32 decoder over the same weights")
     checkpoint = open_checkpoint("smollm2")
     texts = heldout_texts(tokenizer, POSITIONS)
@@ -167,7 +170,7 @@ def race(
             versions[name] = loaded.facts["version"]
             contestants.append(Contestant(worker, loaded.keeps))
         say("warming up: kernels are chosen and buffers grow with the first of a length")
-        measure_round(0, contestants, prompts, WARMING, Collected(), lambda _: None)
+        measure_round(0, contestants, prompts, WARMING, Collected(), lambda what: say(f"  {what}"))
         for number in range(rounds):
             measure_round(number, contestants, prompts, lengths, found, lambda what: say(f"  {what}"))
             say(f"round {number + 1} of {rounds} is over")

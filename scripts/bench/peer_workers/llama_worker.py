@@ -1,7 +1,7 @@
 """llama.cpp through its own C interface: one context of eight sequences. `llama_worker.py MODEL.gguf THREADS`
 
-Prompts are read one after another, answers go on together, as llama-server does it; what a sequence has read before
-and a prompt begins with is kept, as there.
+As llama-server does it: prompts of several sequences are read in one batch as far as they fit, answers go on together,
+and what a sequence has read before and a prompt begins with is kept.
 """
 
 from __future__ import annotations
@@ -48,11 +48,7 @@ class Llama:
         return {"version": f"llama-cpp-python {llama_cpp.__version__}", "built for": system}
 
     def ask(self, prompts: Sequence[Sequence[int]], max_tokens: int, arrived: Arrived) -> None:
-        tokens = []
-        for row, prompt in enumerate(prompts):
-            self._decode(self._rest(row, list(prompt)))
-            tokens.append(self._best(-1))
-            arrived(row, tokens[row])
+        tokens = self._read_all(prompts, arrived)
         for _ in range(max_tokens - 1):
             self._decode([(token, len(self._read[row]), row, True) for row, token in enumerate(tokens)])
             for row, token in enumerate(tokens):
@@ -60,6 +56,23 @@ class Llama:
             tokens = [self._best(row) for row in range(len(tokens))]
             for row, token in enumerate(tokens):
                 arrived(row, token)
+
+    def _read_all(self, prompts: Sequence[Sequence[int]], arrived: Arrived) -> list[int]:
+        """The first token of each answer."""
+        rests = [self._rest(row, list(prompt)) for row, prompt in enumerate(prompts)]
+        tokens: list[int] = []
+        while len(tokens) < len(rests):
+            begun, entries, lasts = len(tokens), list[tuple[int, int, int, bool]](), list[int]()
+            for rest in rests[begun:]:
+                if entries and len(entries) + len(rest) > LONGEST:
+                    break
+                entries += rest
+                lasts.append(len(entries) - 1)
+            self._decode(entries)
+            for last in lasts:
+                tokens.append(self._best(last))
+                arrived(len(tokens) - 1, tokens[-1])
+        return tokens
 
     def _rest(self, row: int, prompt: list[int]) -> list[tuple[int, int, int, bool]]:
         """What is to be read of `prompt` behind what `row` has read already."""
