@@ -20,15 +20,17 @@ import tempfile
 import venv
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hermes_deploy.benchmarking import Limit, Options, Progress, Report, Sizes, What, bench, independence, open_artifact
+from hermes_deploy.benchmarking import Limit, Options, Report, Sizes, What, bench, independence, open_artifact
 from hermes_deploy.benchmarking.crowd import Answers, Crowd, crowd
 from hermes_deploy.benchmarking.environment import machine_facts
 from hermes_deploy.benchmarking.listening import percentile
 from hermes_deploy.benchmarking.memory import descendants, memory_of
-from hermes_deploy.benchmarking.report import Collected, markdown
+from hermes_deploy.benchmarking.parts import add_only, chosen, finish, run_parts, say, tell
+from hermes_deploy.benchmarking.report import Collected
 from hermes_deploy.benchmarking.run import DOOR_AGAINST_LOOP, Opened
 from hermes_deploy.client import Client, Door
 from hermes_deploy.serving import Server
@@ -49,21 +51,13 @@ def main() -> int:
     parser.add_argument("--artifact", type=Path, default=Path("build/smollm2"), help="8 slots")
     parser.add_argument("--rounds", type=int, default=3, help="of the part doors")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of the part crowd")
-    parser.add_argument("--only", default=",".join(PARTS), help=f"of: {', '.join(PARTS)}")
-    parser.add_argument("--json", type=Path)
+    add_only(parser, PARTS)
     options = parser.parse_args()
-    names = options.only.split(",")
-    if unknown := sorted(set(names) - set(PARTS)):
-        parser.error(f"--only names {', '.join(unknown)}; there are: {', '.join(PARTS)}")
+    names = chosen(parser, options.only, PARTS)
     facts = {**machine_facts(), **open_artifact(options.artifact).facts(), "seconds": options.seconds}
-    report = Report(facts, (), ())
-    for name in names:
-        say(f"{name} ...")
-        report += PARTS[name](options).limited(limit_of)
-    print(f"{facts['machine']}\n{facts['versions']}\n\n{markdown(report)}")
-    if options.json:
-        options.json.write_text(json.dumps(report.document(), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    return 1 if any(row.reached is False for row in report.rows) else 0
+    parts = {name: partial(part, options) for name, part in PARTS.items()}
+    report, failed = run_parts(names, parts, Report(facts, (), ()), limit_of)
+    return 0 if finish(report, options.json) and not failed else 1
 
 
 def limit_of(what: What) -> Limit | None:
@@ -214,14 +208,6 @@ def _until_stop(tokens: tuple[int, ...], stop_ids: tuple[int, ...]) -> tuple[int
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], Report]] = {"doors": doors, "crowd": crowds, "aiperf": aiperf}
-
-
-def tell(progress: Progress) -> None:
-    say(f"  {progress.done}/{progress.total}  {progress.what}")
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -12,17 +12,16 @@ A part whose artifact is not there is left out and said so. For idle cores: noth
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from hermes_deploy.benchmarking import (
     Limit,
     Options,
-    Progress,
     Report,
     Row,
     Sizes,
@@ -36,9 +35,10 @@ from hermes_deploy.benchmarking import (
     step_time,
 )
 from hermes_deploy.benchmarking.environment import machine_facts
-from hermes_deploy.benchmarking.report import Collected, LeftOut, markdown
+from hermes_deploy.benchmarking.listening import NotMeasured
+from hermes_deploy.benchmarking.parts import add_only, chosen, finish, run_parts, say, tell
+from hermes_deploy.benchmarking.report import Collected
 from hermes_deploy.benchmarking.run import FULL, MANY_AGAINST_ONE, SECOND_AGAINST_COLD
-from hermes_deploy.errors import HermesDeployError
 
 LONG_PROMPT = 4000
 QUESTIONS, ANSWER = 24, 64
@@ -51,36 +51,23 @@ def main() -> int:
     parser.add_argument("--kv8", type=Path, default=Path("build/kv8"), help="the same with an 8-bit cache")
     parser.add_argument("--long", type=Path, default=Path("build/long"), help="8,192 tokens, 8 slots or more")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", default=",".join(PARTS), help=f"of: {', '.join(PARTS)}")
-    parser.add_argument("--json", type=Path)
+    add_only(parser, PARTS)
     options = parser.parse_args()
-    names = options.only.split(",")
-    if unknown := sorted(set(names) - set(PARTS)):
-        parser.error(f"--only names {', '.join(unknown)}; there are: {', '.join(PARTS)}")
-    failed = False
+    names = chosen(parser, options.only, PARTS)
     report = Report({**machine_facts(), "rounds": options.rounds, "artifacts": {}}, (), ())
-    for name in names:
-        part, needs = PARTS[name]
-        for need in needs:
-            folder: Path = getattr(options, need)
-            if not folder.exists():
-                break
-            report.facts["artifacts"][need] = open_artifact(folder).facts()["artifact"]
-        else:
-            say(f"{name} ...")
-            try:
-                report += part(options).limited(limit_of)
-            except HermesDeployError as error:  # the other parts took minutes too; the exit code tells
-                failed = True
-                report += Report({}, (), (LeftOut(name, f"FAILED: {error}"),))
-            continue
-        why = f"{folder} is not there; build it as the head of scripts/bench/token_loop.py says"
-        report += Report({}, (), (LeftOut(name, why),))
-    print(f"{report.facts['machine']}\n{report.facts['versions']}\n\n{markdown(report)}")
-    if options.json:
-        document = json.dumps(report.document(), ensure_ascii=False, indent=2)
-        options.json.write_text(document + "\n", encoding="utf-8")
-    return 1 if failed or any(row.reached is False for row in report.rows) else 0
+    parts = {name: partial(_needing, part, needs, options, report) for name, (part, needs) in PARTS.items()}
+    report, failed = run_parts(names, parts, report, limit_of)
+    return 0 if finish(report, options.json) and not failed else 1
+
+
+def _needing(part: Part, needs: tuple[str, ...], options: argparse.Namespace, report: Report) -> Report:
+    """The part, where the artifacts that it needs are there; `report` takes their facts."""
+    for need in needs:
+        folder: Path = getattr(options, need)
+        if not folder.exists():
+            raise NotMeasured(f"{folder} is not there; build it as the head of scripts/bench/token_loop.py says")
+        report.facts["artifacts"][need] = open_artifact(folder).facts()["artifact"]
+    return part(options)
 
 
 def limit_of(what: What) -> Limit | None:
@@ -215,14 +202,6 @@ PARTS: dict[str, tuple[Part, tuple[str, ...]]] = {
     "speculation": (speculation, ("artifact",)),
 }
 """By the name that --only takes: the part, and the artifacts that it needs."""
-
-
-def tell(progress: Progress) -> None:
-    say(f"  {progress.done}/{progress.total}  {progress.what}")
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
