@@ -87,7 +87,9 @@ def test_a_prompt_has_the_same_bits_however_it_is_cut_and_whoever_runs_beside_it
 def test_a_draft_that_is_checked_has_the_bits_of_one_token_after_the_other_and_leaves_no_trace(opened: Open) -> None:
     session, tokens = opened(), text(640)
     assert session.draft_tokens == session.prefill_chunk - 1
-    assert opened(own_kernels=False).draft_tokens == 0
+    without = opened(own_kernels=False)
+    assert without.draft_tokens == 0
+    without.close()
     for slot in (0, 1):
         read(session, slot, tokens[:500])
     singly = [session.decode([0], tokens[at : at + 1], np.array([at]))[0].tobytes() for at in range(500, 640)]
@@ -98,6 +100,7 @@ def test_a_draft_that_is_checked_has_the_bits_of_one_token_after_the_other_and_l
         found = session.prefill(1, checked, at, len(checked))
         assert [row.tobytes() for row in found[:right]] == singly[at - 500 : at - 500 + right]
         at += right
+    session.close()
 
 
 @pytest.mark.parametrize(
