@@ -9,7 +9,7 @@ Takes a quantized model of the ort dialect, as it was saved, and rewrites it in 
     GroupQueryAttention, or the If of two ways over an int8 cache   one Attention
 
 Only what the operators can take is rewritten: weights in blocks of a multiple of 32, UINT4 with zero points or INT8
-without, N a multiple of 16 (gated: 32). The rest stays as it was, and ONNX Runtime runs it.
+without; gated only where N is a multiple of 32. The rest stays as it was, and ONNX Runtime runs it.
 """
 
 from __future__ import annotations
@@ -22,13 +22,17 @@ from hermes_deploy.graphs.spec import ATTENTION_SCALES, ATTRIBUTE_LINEAR
 
 DOMAIN = "hermes"
 FACT = "kernels"
-"""Key in the model's metadata_props: the graph has nodes of this domain."""
+"""Key in the model's metadata_props: whose operators compute, WHOLE or PARTLY ours."""
+WHOLE, PARTLY = "hermes", "hermes and ONNX Runtime"
+"""WHOLE: no attention and no coded weight or activation is left to others, so a row's bits do not depend on what
+stands beside it. (Plain float products may be; what they round otherwise is a millionth.)"""
 
 _ATTENTION_INPUTS = (
     *("qkv", "key", "value", "past_key", "past_value", "seqlens_k", "total", "cos", "sin"),
     *("position_ids", "attention_bias", "head_sink", "key_scale", "value_scale"),
 )
 """Of GroupQueryAttention, in order."""
+_ROUGH = {"GroupQueryAttention", "If", "DequantizeLinear", "QuantizeLinear"}
 _LANES = 16
 _GROUP = 32
 _BITS = {ir.DataType.UINT4: 4, ir.DataType.INT8: 8}
@@ -44,7 +48,8 @@ def fuse(model: ir.Model) -> int:
             made += _fuse_attention(model.graph, node)
     if made:
         model.opset_imports[DOMAIN] = 1
-        model.metadata_props[FACT] = DOMAIN
+        left = {node.op_type for node in model.graph} & _ROUGH
+        model.metadata_props[FACT] = PARTLY if left else WHOLE
     return made
 
 
@@ -55,7 +60,8 @@ def _fuse_linear(graph: ir.Graph, matmul: ir.Node) -> bool:
     if dequantize is None or not _takes(dequantize):
         return False
     bits = _BITS[_input(dequantize, 0).dtype or ir.DataType.UNDEFINED]
-    behind = _gate(matmul.outputs[0])
+    columns = (_input(dequantize, 0).shape or [0])[-1]
+    behind = _gate(matmul.outputs[0]) if isinstance(columns, int) and columns % (2 * _LANES) == 0 else []
     norm = x.producer()
     joined = norm is not None and norm.op_type == "SkipSimplifiedLayerNormalization" and _used_once(x)
     before = list(norm.inputs[:3]) if joined and norm is not None else [x]
@@ -127,12 +133,12 @@ def _takes(dequantize: ir.Node) -> bool:
     shape = codes.shape
     if codes.dtype not in _BITS or shape is None or len(shape) != 2 or dequantize.attributes["axis"].as_int() != 0:
         return False
-    rows, columns = int(shape[0]), int(shape[1])  # type: ignore[arg-type]
+    rows = int(shape[0])  # type: ignore[arg-type]
     zeros = len(dequantize.inputs) > 2
     return (
         zeros == (codes.dtype == ir.DataType.UINT4)
         and _input(dequantize, 1).dtype == ir.DataType.FLOAT
-        and block % _GROUP == rows % block == columns % (2 * _LANES) == 0
+        and block % _GROUP == rows % block == 0
     )
 
 

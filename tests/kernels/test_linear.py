@@ -106,7 +106,10 @@ def close(found: Any, wanted: npt.NDArray[np.float64]) -> None:
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize(("rows", "columns", "block"), [(64, 32, 32), (96, 960, 32), (256, 64, 64), (512, 32, 128)])
+@pytest.mark.parametrize(
+    ("rows", "columns", "block"),
+    [(64, 32, 32), (96, 960, 32), (256, 64, 64), (512, 32, 128), (96, 18, 32), (64, 33, 32)],
+)
 @pytest.mark.parametrize("count", [1, 2, 5, 12, 13, 40])
 def test_a_linear_is_the_product_with_the_dequantized_weight(
     rows: int, columns: int, block: int, bits: int, count: int

@@ -76,6 +76,7 @@ std::shared_ptr<uint8_t> take_memory(size_t bytes) {
         last = chunk;
     }
     uint8_t* found = chunk->data + chunk->used;
+    std::memset(found, 0, size);  // columns beyond the last are zeros
     chunk->used += size;
     return {chunk, found};
 }
@@ -215,7 +216,7 @@ inline __m512 gate(__m512 x, __m512 up) {
 }  // namespace
 
 Linear::Linear(const LinearShape& shape, const uint8_t* codes, const float* scales, const uint8_t* zeros) : shape_(shape) {
-    const int64_t tiles = shape.outputs / kLanes, blocks = shape.inputs / shape.block, groups = shape.block / kGroup;
+    const int64_t tiles = (shape.outputs + kLanes - 1) / kLanes, blocks = shape.inputs / shape.block, groups = shape.block / kGroup;
     block_bytes_ = groups * group_bytes(shape.bits) + kScaleBytes + kZeroBytes;
     weights_ = take_memory(tiles * blocks * block_bytes_);
     // gate and up of the same columns stand side by side
@@ -225,13 +226,13 @@ Linear::Linear(const LinearShape& shape, const uint8_t* codes, const float* scal
     };
     const auto nibble = [&](const uint8_t* from, int64_t at) { return at % 2 ? from[at / 2] >> 4 : from[at / 2] & 15; };
     for (int64_t t = 0; t < tiles; ++t) {
-        const int64_t column = column_of(t);
+        const int64_t column = column_of(t), lanes = std::min<int64_t>(kLanes, shape.outputs - column);
         for (int64_t b = 0; b < blocks; ++b) {
             uint8_t* to = weights_.get() + (t * blocks + b) * block_bytes_;
             for (int64_t g = 0; g < groups; ++g, to += group_bytes(shape.bits)) {
                 for (int64_t k = 0; k < kGroup; ++k) {
                     const int64_t row = (b * shape.block + g * kGroup + k) * shape.outputs + column, part = k / 4;
-                    for (int64_t n = 0; n < kLanes; ++n) {
+                    for (int64_t n = 0; n < lanes; ++n) {
                         if (shape.bits == 8) {
                             to[part * 64 + n * 4 + k % 4] = codes[row + n] ^ 0x80;
                             continue;
@@ -243,8 +244,8 @@ Linear::Linear(const LinearShape& shape, const uint8_t* codes, const float* scal
                 }
             }
             const int64_t from = b * shape.outputs + column;
-            std::memcpy(to, scales + from, kScaleBytes);
-            for (int64_t n = 0; n < kLanes; ++n)
+            std::memcpy(to, scales + from, lanes * sizeof(float));
+            for (int64_t n = 0; n < lanes; ++n)
                 to[kScaleBytes + n] = static_cast<uint8_t>(shape.bits == 8 ? 0x80 : zeros ? nibble(zeros, from + n) : 8);
         }
     }
@@ -253,7 +254,7 @@ Linear::Linear(const LinearShape& shape, const uint8_t* codes, const float* scal
 void Linear::run(const float* x, int64_t rows, float* y, const AddNorm* before, const Parallel& parallel) const {
     if (rows < 1) return;
     const int64_t inputs = shape_.inputs, groups = inputs / kGroup, blocks = inputs / shape_.block;
-    const int64_t step = shape_.gated ? 2 : 1, units = shape_.outputs / kLanes / step;
+    const int64_t step = shape_.gated ? 2 : 1, units = (shape_.outputs + kLanes - 1) / kLanes / step;
     const int64_t width = shape_.gated ? shape_.outputs / 2 : shape_.outputs;
     const int64_t stride = inputs + 64;  // not a power of two, or all rows would want the same places of the cache
     thread_local Scratch<int8_t> code_room;
@@ -297,8 +298,9 @@ void Linear::run(const float* x, int64_t rows, float* y, const AddNorm* before, 
                     __m512 found[2][kRows];
                     for (int64_t s = 0; s < step; ++s)
                         each(weights_.get() + (unit * step + s) * tile_bytes, groups, shape_.block / kGroup, coded, stride, found[s]);
+                    const __mmask16 lanes = static_cast<__mmask16>((1u << std::min<int64_t>(kLanes, width - unit * kLanes)) - 1);
                     for (int i = 0; i < now; ++i)
-                        _mm512_storeu_ps(y + (r + i) * width + unit * kLanes, shape_.gated ? gate(found[0][i], found[1][i]) : found[0][i]);
+                        _mm512_mask_storeu_ps(y + (r + i) * width + unit * kLanes, lanes, shape_.gated ? gate(found[0][i], found[1][i]) : found[0][i]);
                 }
             }
         }

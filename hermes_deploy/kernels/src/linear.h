@@ -13,7 +13,7 @@ namespace hermes {
 
 struct LinearShape {
     int64_t inputs;      // K, a multiple of 32
-    int64_t outputs;     // N, a multiple of 16
+    int64_t outputs;     // N
     int64_t block;       // K that share a scale, a multiple of 32
     int bits;            // 4 or 8
     bool gated;          // N is gate then up: the result is silu(gate) * up, [rows, N / 2]; N a multiple of 32

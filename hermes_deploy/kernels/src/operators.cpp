@@ -130,8 +130,8 @@ public:
         inputs_ = codes.dims[0];
         outputs_ = codes.dims[1];
         const int64_t blocks = scales.dims.empty() ? 0 : scales.dims[0];
-        if (blocks < 1 || inputs_ % blocks || inputs_ / blocks % 32 || outputs_ % (gated_ ? 32 : 16) || !scales.is(ort::kFloat, {blocks, outputs_}))
-            throw std::invalid_argument("the scales of a hermes linear are to be float [K / block, N], block a multiple of 32, N of 16 (gated: 32)");
+        if (blocks < 1 || inputs_ % blocks || inputs_ / blocks % 32 || (gated_ && outputs_ % 32) || !scales.is(ort::kFloat, {blocks, outputs_}))
+            throw std::invalid_argument("the scales of a hermes linear are to be float [K / block, N], block a multiple of 32 (gated: N too)");
         if (bits == 4 && !zeros.is(codes.element, {blocks, outputs_}))
             throw std::invalid_argument("the zero points of a hermes linear are to be as its codes, [K / block, N]");
         if constexpr (Norm) {

@@ -87,7 +87,8 @@ class OrtCpuSession:
         self.overlaps = True
         # ONNX Runtime's attention rounds otherwise for one token than for several, which int8 activations make up to
         # 0.5 in a logit: answers with drafts would be others than without
-        self.draft_tokens = 0 if self.without_kernels else self.prefill_chunk - 1
+        # with others' operators a token that is checked beside others gets other bits than alone
+        self.draft_tokens = self.prefill_chunk - 1 if facts.get("kernels") == "hermes" else 0
         self._limits = Limits(slots, self.max_context, self.vocab_size, self.prefill_chunk)
         self._caches = _Caches(self._run, int(facts["layers"]), slots, self.max_context)
         self.cache_token_bytes = self._caches.token_bytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,11 @@ def model(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
     """Linears in 4 bits, the head in 8, and a cache of floats or of codes."""
     folder = tmp_path_factory.mktemp("int4")
     reference = make_reference(
-        folder / "checkpoint", hidden_size=96, intermediate_size=160, num_attention_heads=6, num_key_value_heads=2
+        folder / "checkpoint",
+        hidden_size=96,
+        intermediate_size=160,
+        num_attention_heads=6,
+        num_key_value_heads=2,
     )
     config, kv = reference.config, request.param
     spec = GraphSpec(config, "ort", "fp32", CONTEXT, kv=kv)
@@ -143,3 +148,18 @@ def test_where_they_were_not_compiled_it_is_said_and_what_to_do(model: Path, mon
         assert np.isfinite(read(session, 0, text(5))).all()
     finally:
         kernels.trouble.cache_clear()
+
+
+def test_a_graph_that_is_only_partly_ours_says_so_and_nothing_is_drafted(tmp_path: Path) -> None:
+    if reason := kernels.trouble():
+        pytest.skip(reason)
+    reference = make_reference(tmp_path / "checkpoint")
+    graph = build_decoder(GraphSpec(reference.config, "ort", "fp32", 64), reference.tensors)
+    quantize(graph, load_recipe("int4-rtn"), TARGETS["cpu"])
+    linear = next(node for node in graph.graph if node.name == "layers.0.down")
+    del linear.metadata_props["linear"]  # what is not known as a linear is left alone
+    save_model(graph, tmp_path / "model.onnx")
+    assert save_fused(tmp_path / "model.onnx", tmp_path / kernels.FUSED)
+    with closing(OrtCpuSession(tmp_path / "model.onnx", slots=1)) as session:
+        assert (session.without_kernels, session.draft_tokens) == ("", 0)
+        assert np.isfinite(read(session, 0, text(5))).all()
