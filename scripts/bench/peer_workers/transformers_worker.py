@@ -38,8 +38,8 @@ class Transformers:
     def _ask_one(self, prompt: list[int], max_tokens: int, arrived: Arrived) -> None:
         torch = self._torch
         known = min(shared(self._read, prompt), len(prompt) - 1)
-        if known < self._cache.get_seq_length():
-            self._cache.crop(known) if known else self._forget()
+        if surplus := self._cache.get_seq_length() - known:
+            self._cache.crop(-surplus) if known else self._forget()
         tokens = torch.tensor([prompt[known:]])
         self._read = list(prompt)
         for number in range(max_tokens):
