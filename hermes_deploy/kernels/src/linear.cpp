@@ -281,8 +281,8 @@ void Linear::run(const float* x, int64_t rows, float* y, const AddNorm* before, 
         const int64_t parts = parallel.threads;
         parallel(parts, [&](size_t i) { code(rows * i / parts, rows * (i + 1) / parts); });
     }
-    // a few parts a thread where there is work enough, so that a late one does not leave the others idle
-    const int64_t parts = std::min<int64_t>(units, parallel.threads * (rows >= 16 ? 4 : 1));
+    // a few parts a thread, so that one that loses its core to somebody does not leave the others idle
+    const int64_t parts = std::min<int64_t>(units, parallel.threads * 4);
     parallel(parts, [&](size_t part) {
         const int64_t first = units * part / parts, last = units * (part + 1) / parts;
         const int64_t tile_bytes = blocks * block_bytes_;
