@@ -1,7 +1,11 @@
 // The operators of domain "hermes" for ONNX Runtime. Each makes its kernel from the node's constant inputs.
+#include <sys/mman.h>
+
 #include <atomic>
+#include <cstdio>
 #include <cstring>
 #include <exception>
+#include <fstream>
 #include <functional>
 #include <initializer_list>
 #include <memory>
@@ -88,6 +92,26 @@ Tensor constant(const Api& api, const ort::Info* info, size_t index, const char*
     return read(api, value);
 }
 
+// Whether all of it is mapped from one file, by what the kernel says.
+bool of_file(uintptr_t first, uintptr_t last) {
+    std::ifstream maps("/proc/self/maps");
+    for (std::string line; std::getline(maps, line);) {
+        unsigned long from, to, inode;
+        char kind[5];
+        if (std::sscanf(line.c_str(), "%lx-%lx %4s %*s %*s %lu", &from, &to, kind, &inode) == 4 && from <= first && last <= to)
+            return inode != 0;
+    }
+    return false;
+}
+
+// The pages of a mapped file that were read and are laid out anew: the process does without them, the page cache keeps them.
+void give_back(const void* data, size_t bytes) {
+    constexpr uintptr_t page = 4096;
+    const uintptr_t first = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
+    const uintptr_t last = (reinterpret_cast<uintptr_t>(data) + bytes) / page * page;
+    if (last > first && of_file(first, last)) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+}
+
 template <class T>
 T attribute(const Api& api, const ort::Info* info, const char* name) {
     T found{};
@@ -143,6 +167,8 @@ public:
         }
         linear_ = std::make_unique<Linear>(LinearShape{inputs_, outputs_, inputs_ / blocks, bits, gated_}, static_cast<const uint8_t*>(codes.data),
                                            static_cast<const float*>(scales.data), static_cast<const uint8_t*>(zeros.data));
+        give_back(codes.data, outputs_ * inputs_ * bits / 8);
+        give_back(scales.data, blocks * outputs_ * sizeof(float));
     }
 
     void compute(ort::Context* context) const {
