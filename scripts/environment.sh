@@ -29,7 +29,10 @@ make_environment() {
     fi
     echo "making .venv with [$extras] ..." >&2
     [ -x .venv/bin/python ] || "$python" -m venv .venv
+    rm -f hermes_deploy/kernels/operators.*.so  # one of older sources must not stand in for one that fails
     .venv/bin/python -m pip install -qq --disable-pip-version-check \
         --constraint constraints.txt --editable ".[$extras]"
+    ls hermes_deploy/kernels/operators.*.so >/dev/null 2>&1 ||
+        echo "note: the operators for CPUs were not compiled (is g++ there?); ONNX Runtime's compute, slower" >&2
     touch ".venv/.has-$extras-$stamp"
 }
