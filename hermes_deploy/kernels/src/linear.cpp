@@ -215,6 +215,30 @@ inline __m512 gate(__m512 x, __m512 up) {
 
 }  // namespace
 
+// Sixteen columns of four rows, each 8 bytes of 4-bit codes, as one byte a code: the four of a column side by side.
+static __m512i four_rows(const uint8_t* codes, int64_t stride) {
+    __m128i rows[4];
+    for (int64_t k = 0; k < 4; ++k) {
+        const __m128i both = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes + k * stride));
+        const __m128i nibble = _mm_set1_epi8(15);
+        rows[k] = _mm_unpacklo_epi8(_mm_and_si128(both, nibble), _mm_and_si128(_mm_srli_epi16(both, 4), nibble));
+    }
+    const __m128i low01 = _mm_unpacklo_epi8(rows[0], rows[1]), high01 = _mm_unpackhi_epi8(rows[0], rows[1]);
+    const __m128i low23 = _mm_unpacklo_epi8(rows[2], rows[3]), high23 = _mm_unpackhi_epi8(rows[2], rows[3]);
+    __m512i found = _mm512_castsi128_si512(_mm_unpacklo_epi16(low01, low23));
+    found = _mm512_inserti32x4(found, _mm_unpackhi_epi16(low01, low23), 1);
+    found = _mm512_inserti32x4(found, _mm_unpacklo_epi16(high01, high23), 2);
+    return _mm512_inserti32x4(found, _mm_unpackhi_epi16(high01, high23), 3);
+}
+
+// 32 rows of sixteen 4-bit codes as `unpack` takes them apart.
+static void pack_group(const uint8_t* codes, int64_t stride, uint8_t* to) {
+    for (int64_t part = 0; part < 4; ++part) {
+        const __m512i low = four_rows(codes + 4 * part * stride, stride), high = four_rows(codes + 4 * (part + 4) * stride, stride);
+        _mm512_storeu_si512(to + 64 * part, _mm512_or_si512(low, _mm512_slli_epi16(high, 4)));
+    }
+}
+
 Linear::Linear(const LinearShape& shape, const uint8_t* codes, const float* scales, const uint8_t* zeros) : shape_(shape) {
     const int64_t tiles = (shape.outputs + kLanes - 1) / kLanes, blocks = shape.inputs / shape.block, groups = shape.block / kGroup;
     block_bytes_ = groups * group_bytes(shape.bits) + kScaleBytes + kZeroBytes;
@@ -230,8 +254,13 @@ Linear::Linear(const LinearShape& shape, const uint8_t* codes, const float* scal
         for (int64_t b = 0; b < blocks; ++b) {
             uint8_t* to = weights_.get() + (t * blocks + b) * block_bytes_;
             for (int64_t g = 0; g < groups; ++g, to += group_bytes(shape.bits)) {
+                const int64_t top = (b * shape.block + g * kGroup) * shape.outputs + column;
+                if (shape.bits == 4 && lanes == kLanes && shape.outputs % 2 == 0) {
+                    pack_group(codes + top / 2, shape.outputs / 2, to);
+                    continue;
+                }
                 for (int64_t k = 0; k < kGroup; ++k) {
-                    const int64_t row = (b * shape.block + g * kGroup + k) * shape.outputs + column, part = k / 4;
+                    const int64_t row = top + k * shape.outputs, part = k / 4;
                     for (int64_t n = 0; n < lanes; ++n) {
                         if (shape.bits == 8) {
                             to[part * 64 + n * 4 + k % 4] = codes[row + n] ^ 0x80;
