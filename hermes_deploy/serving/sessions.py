@@ -4,6 +4,7 @@ machine is said by `machine.runnable`."""
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from hermes_deploy.engines.sidecar import EngineSidecar, TensorEntry, read_sidecar
@@ -39,7 +40,10 @@ def open_session(
 
     session = OrtCpuSession(model, slots=slots, max_context=max_context, own_kernels=own_kernels)
     if session.without_kernels:
-        print(f"hermes_engine: ONNX Runtime's operators compute, slower: {session.without_kernels}", file=sys.stderr)
+        with suppress(OSError):  # a log that takes nothing is no reason not to serve
+            print(
+                f"hermes_engine: ONNX Runtime's operators compute, slower: {session.without_kernels}", file=sys.stderr
+            )
     return session
 
 

@@ -26,7 +26,7 @@ HEALTH = ("--health-port", "0", "--health-grpc-port", "0")
 def artifact(tmp_path: Path) -> Path:
     folder = tmp_path / "artifact"
     (folder / "hermes_engine/1/cpu").mkdir(parents=True)
-    for name in ("model.onnx", "model.onnx.data"):
+    for name in ("fused.onnx", "model.onnx", "model.onnx.data"):
         (folder / "hermes_engine/1/cpu" / name).write_text("weights")
     write_models(folder, demo_config())
     write_engine_config(folder / "hermes_engine/1", demo_config())
