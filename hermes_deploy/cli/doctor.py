@@ -40,11 +40,8 @@ def doctor(
 
 def _kernels() -> Check:
     """Whether the operators of `kernels` can be used here."""
-    try:
-        from hermes_deploy import kernels
-    except ImportError:
-        return Check("kernels", "missing", "no onnxruntime", "pip install 'hermes-deploy[serve]'")
-    trouble = kernels.trouble()
-    if trouble:
+    from hermes_deploy import kernels
+
+    if trouble := kernels.trouble():
         return Check("kernels", "missing", trouble, "not needed: ONNX Runtime's operators compute, slower")
     return Check("kernels", "ok", "AVX-512 VNNI, for the cpu target")

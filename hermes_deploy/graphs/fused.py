@@ -9,7 +9,7 @@ Takes a quantized model of the ort dialect, as it was saved, and rewrites it in 
     GroupQueryAttention, or the If of two ways over an int8 cache   one Attention
 
 Only what the operators can take is rewritten: weights in blocks of a multiple of 32, UINT4 with zero points or INT8
-without; gated only where N is a multiple of 32. The rest stays as it was, and ONNX Runtime runs it.
+without; gated only where N is a multiple of 32; heads of at most 256. The rest stays as it was: ONNX Runtime runs it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,7 @@ from typing import Any
 import onnx_ir as ir
 
 from hermes_deploy.graphs.spec import ATTENTION_SCALES, ATTRIBUTE_LINEAR
-
-DOMAIN = "hermes"
-FACT = "kernels"
-"""Key in the model's metadata_props: whose operators compute, WHOLE or PARTLY ours."""
-WHOLE, PARTLY = "hermes", "hermes and ONNX Runtime"
-"""WHOLE: no attention and no coded weight or activation is left to others, so a row's bits do not depend on what
-stands beside it. (Plain float products may be; what they round otherwise is a millionth.)"""
+from hermes_deploy.kernels import DOMAIN, FACT, MOST_HEAD_DIM, PARTLY, WHOLE
 
 _ATTENTION_INPUTS = (
     *("qkv", "key", "value", "past_key", "past_value", "seqlens_k", "total", "cos", "sin"),
@@ -102,6 +96,9 @@ def _fuse_attention(graph: ir.Graph, node: ir.Node) -> bool:
     packed = "key" not in given and inner.op_type == "GroupQueryAttention"
     scales = [given[f"{kind}_scale"] for kind in ATTENTION_SCALES if f"{kind}_scale" in given]
     if not packed or inner.attributes["do_rotary"].as_int() != 1:
+        return False
+    head_dim = (given["past_key"].shape or [0])[-1]
+    if not isinstance(head_dim, int) or not 0 < head_dim <= MOST_HEAD_DIM:
         return False
     names = ("qkv", "past_key", "past_value", "seqlens_k", "cos", "sin")
     outputs = [ir.Value(name=f"{old.name}.fused", type=old.type, shape=old.shape) for old in node.outputs]

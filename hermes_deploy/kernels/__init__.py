@@ -1,7 +1,7 @@
 """Operators of our own for ONNX Runtime: the linears and the attention of a decoder, on x86-64 with AVX-512 VNNI.
 
 `src/` is compiled when the package is installed. Where it was not, or the processor lacks the instructions, the graph
-as ONNX Runtime runs it is opened instead, and `trouble()` says why. Imports onnxruntime and numpy, nothing of ours.
+as ONNX Runtime runs it is opened instead, and `trouble()` says why. Imports nothing of ours; onnxruntime only to open.
 """
 
 from __future__ import annotations
@@ -9,17 +9,22 @@ from __future__ import annotations
 import ctypes
 import functools
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING
 
-import onnxruntime as ort
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 FUSED = "fused.onnx"
 """The graph for these operators, beside the one that it was made from (`graphs.fused`); both read the same weights."""
 DOMAIN = "hermes"
+MOST_HEAD_DIM = 256
+FACT = "kernels"
+"""Key in the metadata of that graph: whose operators compute, WHOLE or PARTLY ours."""
+WHOLE, PARTLY = "hermes", "hermes and ONNX Runtime"
+"""WHOLE: no attention and no coded weight or activation is left to others, so a row's bits do not depend on what
+stands beside it. (Plain float products may be; what they round otherwise is a millionth.)"""
 
-_Opened = TypeVar("_Opened")
 _opening = threading.Lock()
 
 
@@ -42,24 +47,24 @@ def trouble() -> str:
 
 
 def open_graph(
-    model: Path, options: ort.SessionOptions, threads: int, make: Callable[[Path], _Opened], *, use: bool = True
-) -> tuple[_Opened, str]:
-    """What `make` makes of the graph to open, and why it is not the fused one (empty when it is).
+    model: Path, options: ort.SessionOptions, *, own_kernels: bool = True
+) -> tuple[ort.InferenceSession, str]:
+    """A CPU session of the fused graph beside `model`, else of `model`, and why it is not the fused one (else empty).
 
-    `model`: the graph as ONNX Runtime runs it. `options` get the operators where they are used; `threads`: of the
-    session. `use`: False to do without.
+    `options` say the number of threads, and get the operators where these are used. Raises what ONNX Runtime raises.
     """
-    fused = model.with_name(FUSED)
-    why = trouble() if use else "they are switched off"
+    import onnxruntime as ort
+
+    providers, fused, found = ["CPUExecutionProvider"], model.with_name(FUSED), library()
+    why = trouble() if own_kernels else "they are switched off"
     if not why and not fused.exists():
         why = "the artifact has no graph for them"
-    found = library()
     if why or found is None:
-        return make(model), why
+        return ort.InferenceSession(str(model), options, providers=providers), why
     options.register_custom_ops_library(str(found))
     with _opening:  # the number of threads is taken by each kernel when it is made
-        share(found, threads)
-        return make(fused), ""
+        share(found, options.intra_op_num_threads)
+        return ort.InferenceSession(str(fused), options, providers=providers), ""
 
 
 def share(found: Path, threads: int) -> None:

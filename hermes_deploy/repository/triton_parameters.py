@@ -16,7 +16,7 @@ CONTROL = "control"
 REQUEST_LOG = "request_log"
 """Path of the pipe for lines about requests; the first step of the ensemble has it too."""
 OWN_KERNELS = "own_kernels"
-"""There, and "false", when the operators of `kernels` are not to be used."""
+"""true or false."""
 LOG_CONTENT = "log_content"
 """There when prompts and answers are to be logged.
 

@@ -106,10 +106,9 @@ def write_models(plan: Plan, folder: Path, settings: Settings) -> None:
                 ENGINE_TIMEOUT: str(settings.engine_timeout),
                 STRETCH: str(settings.stretch),
                 SPECULATION: str(settings.speculation).lower(),
+                OWN_KERNELS: str(settings.own_kernels).lower(),
                 CONTROL: str(folder.parent / CONTROL_SOCKET),
             }
-            if not settings.own_kernels:
-                chosen[OWN_KERNELS] = "false"
             if settings.log_content:
                 chosen[LOG_CONTENT] = "true"
             text = with_parameters(text, **chosen)

@@ -86,9 +86,7 @@ class Candidate:
                 )
                 self.without_kernels = "the graph is of the portable dialect"
             else:
-                self._run, self.without_kernels = kernels.open_graph(
-                    onnx_path, options, physical_cores(), lambda path: _open(path, options)
-                )
+                self._run, self.without_kernels = kernels.open_graph(onnx_path, options)
         except _LOAD_ERRORS as error:
             raise GateError(f"ONNX Runtime cannot load {onnx_path}: {error}") from error
         # as the graph says, not as its facts do: a cache in 8 bits is compared in 8 bits
@@ -165,10 +163,6 @@ class Candidate:
         binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
         self._run.run_with_iobinding(binding)
         return logits
-
-
-def _open(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def _options(portable: bool, weights: Path) -> ort.SessionOptions:

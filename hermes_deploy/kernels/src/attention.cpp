@@ -14,6 +14,8 @@
 #include <memory>
 #include <type_traits>
 
+#include "scratch.h"
+
 // behind the headers: what they define is shared with code that also runs where these instructions are not
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c")
 
@@ -28,12 +30,13 @@ constexpr int64_t kPart = 256;     // keys, at least; longer where the cache has
 constexpr int64_t kAlone = 20000;  // floats of the cache that one thread reads sooner than another is woken
 constexpr float kLog2E = 1.44269504088896f;
 
-Scratch& of_thread() {
-    thread_local Scratch scratch;
+// 0.6 MB for a tile of 96 rows of 256
+Scratch<float>& of_thread() {
+    thread_local Scratch<float> scratch;
     return scratch;
 }
-Scratch& of_caller() {
-    thread_local Scratch scratch;
+Scratch<float>& of_caller() {
+    thread_local Scratch<float> scratch;
     return scratch;
 }
 

@@ -10,7 +10,8 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "attention_vectors.h"
+#include "scratch.h"
+#include "vectors.h"
 
 namespace hermes {
 
@@ -18,28 +19,6 @@ constexpr int64_t kBlock = 64;  // keys at a time: four vectors
 constexpr int kRows = 6;        // rows at a time: 24 sums in registers
 constexpr float kNone = -1e30f; // the maximum before any score; finite, so that differences are numbers
 constexpr int64_t kMaxDim = 256;
-
-// What a thread needs for a tile, kept between calls: grows to the largest tile seen, 0.6 MB for 96 rows of 256.
-class Scratch {
-public:
-    Scratch() = default;
-    Scratch(const Scratch&) = delete;
-    ~Scratch() { std::free(memory_); }
-
-    float* reserve(size_t floats) {
-        if (floats > room_) {
-            std::free(memory_);
-            memory_ = static_cast<float*>(std::aligned_alloc(64, (floats * sizeof(float) + 63) / 64 * 64));
-            if (memory_ == nullptr) std::abort();
-            room_ = floats;
-        }
-        return memory_;
-    }
-
-private:
-    float* memory_ = nullptr;
-    size_t room_ = 0;
-};
 
 // Rows are token-major: row r is of token r / group. Sees keys [max(0, p - window + 1), p], p = position + r / group.
 struct Tile {

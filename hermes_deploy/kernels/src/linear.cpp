@@ -12,8 +12,12 @@
 #include <new>
 #include <utility>
 
+#include "scratch.h"
+
 // behind the headers: what they define is shared with code that also runs where these instructions are not
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c")
+
+#include "vectors.h"
 
 namespace hermes {
 namespace {
@@ -23,30 +27,6 @@ constexpr int kGroup = 32;   // K that are multiplied before the sum leaves the 
 constexpr int64_t kAhead = 2048;  // bytes of weights that are fetched before they are needed
 constexpr int64_t kNear = 400000;  // bytes of weights that stay near while all rows pass
 constexpr int kRows = 12;    // rows that share one unpacking of a tile's weights; their sums stay in registers
-
-template <class T>
-T* allocate(size_t count) {
-    void* found = std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64);
-    if (!found) throw std::bad_alloc();
-    return static_cast<T*>(found);
-}
-
-// One for each thread that calls: grows to what its largest call needed, and stays.
-template <class T>
-struct Scratch {
-    T* data = nullptr;
-    size_t size = 0;
-    ~Scratch() { std::free(data); }
-    T* room(size_t count) {
-        if (count > size) {
-            std::free(data);
-            data = nullptr;
-            data = allocate<T>(count);
-            size = count;
-        }
-        return data;
-    }
-};
 
 constexpr size_t kHuge = size_t{2} << 20;
 constexpr size_t kChunk = size_t{32} << 20;
@@ -196,21 +176,12 @@ Tile choose(int bits, int rows) {
     return bits == 8 ? choose<8>(rows, All{}) : choose<4>(rows, All{});
 }
 
-// e^x to a few units in the last place, for x <= 88.
-inline __m512 exponential(__m512 x) {
-    x = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
-    const __m512 whole = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 8);
-    __m512 rest = _mm512_fnmadd_ps(whole, _mm512_set1_ps(0.693359375f), x);
-    rest = _mm512_fnmadd_ps(whole, _mm512_set1_ps(-2.12194440e-4f), rest);
-    __m512 sum = _mm512_set1_ps(1.0f / 5040);
-    for (float each : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f})
-        sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(each));
-    return _mm512_scalef_ps(sum, whole);
-}
-
+// silu(x) * up
 inline __m512 gate(__m512 x, __m512 up) {
-    const __m512 below = _mm512_add_ps(_mm512_set1_ps(1.0f), exponential(_mm512_min_ps(_mm512_sub_ps(_mm512_setzero_ps(), x), _mm512_set1_ps(88.0f))));
-    return _mm512_mul_ps(_mm512_div_ps(x, below), up);
+    const __m512 one = _mm512_set1_ps(1.0f), zero = _mm512_setzero_ps();
+    const __m512 small = exp2(_mm512_mul_ps(_mm512_sub_ps(zero, _mm512_abs_ps(x)), _mm512_set1_ps(1.44269504f)));  // e^-|x|
+    const __m512 above = _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, zero, _CMP_LT_OQ), one, small);
+    return _mm512_mul_ps(_mm512_mul_ps(x, _mm512_div_ps(above, _mm512_add_ps(one, small))), up);
 }
 
 }  // namespace
@@ -289,12 +260,12 @@ void Linear::run(const float* x, int64_t rows, float* y, const AddNorm* before, 
     thread_local Scratch<int8_t> code_room;
     thread_local Scratch<float> scale_room;
     thread_local Scratch<int32_t> sum_room;
-    int8_t* codes = code_room.room(rows * stride);
-    float* scales = scale_room.room(rows * groups);
-    int32_t* sums = sum_room.room(rows * groups);
+    int8_t* codes = code_room.reserve(rows * stride);
+    float* scales = scale_room.reserve(rows * groups);
+    int32_t* sums = sum_room.reserve(rows * groups);
     const auto code = [&](int64_t first, int64_t last) {
         thread_local Scratch<float> row_room;
-        float* normed = before ? row_room.room(inputs) : nullptr;
+        float* normed = before ? row_room.reserve(inputs) : nullptr;
         for (int64_t r = first; r < last; ++r) {
             const float* row = x + r * inputs;
             if (before) {

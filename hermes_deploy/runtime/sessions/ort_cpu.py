@@ -87,8 +87,8 @@ class OrtCpuSession:
         self.overlaps = True
         # ONNX Runtime's attention rounds otherwise for one token than for several, which int8 activations make up to
         # 0.5 in a logit: answers with drafts would be others than without
-        # with others' operators a token that is checked beside others gets other bits than alone
-        self.draft_tokens = self.prefill_chunk - 1 if facts.get("kernels") == "hermes" else 0
+        whole = facts.get(kernels.FACT) == kernels.WHOLE
+        self.draft_tokens = self.prefill_chunk - 1 if whole else 0
         self._limits = Limits(slots, self.max_context, self.vocab_size, self.prefill_chunk)
         self._caches = _Caches(self._run, int(facts["layers"]), slots, self.max_context)
         self.cache_token_bytes = self._caches.token_bytes
@@ -218,11 +218,7 @@ def _load(model: Path, threads: int | None, own_kernels: bool) -> tuple[ort.Infe
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     # int8 activations inside the fused 4-bit linears: the fastest kernels
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
-
-    def open_file(path: Path) -> ort.InferenceSession:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
     try:
-        return kernels.open_graph(model, options, options.intra_op_num_threads, open_file, use=own_kernels)
+        return kernels.open_graph(model, options, own_kernels=own_kernels)
     except (Fail, InvalidGraph, InvalidProtobuf, NoSuchFile) as error:
         raise ArtifactError(f"ONNX Runtime cannot load {model}: {error}. Build the artifact again.") from error

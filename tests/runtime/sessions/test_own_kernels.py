@@ -163,3 +163,33 @@ def test_a_graph_that_is_only_partly_ours_says_so_and_nothing_is_drafted(tmp_pat
     with closing(OrtCpuSession(tmp_path / "model.onnx", slots=1)) as session:
         assert (session.without_kernels, session.draft_tokens) == ("", 0)
         assert np.isfinite(read(session, 0, text(5))).all()
+
+
+@pytest.mark.parametrize("window", [1, 40, 300])
+def test_a_sliding_window_is_as_long_as_onnx_runtimes(tmp_path: Path, window: int) -> None:
+    if reason := kernels.trouble():
+        pytest.skip(reason)
+    reference = make_reference(tmp_path / "checkpoint", sliding_window=window)
+    save_model(
+        build_decoder(GraphSpec(reference.config, "ort", "fp32", CONTEXT), reference.tensors), tmp_path / "model.onnx"
+    )
+    assert save_fused(tmp_path / "model.onnx", tmp_path / kernels.FUSED)
+    with (
+        closing(OrtCpuSession(tmp_path / "model.onnx", slots=1)) as ours,
+        closing(OrtCpuSession(tmp_path / "model.onnx", slots=1, own_kernels=False)) as theirs,
+    ):
+        assert (ours.without_kernels, theirs.without_kernels) == ("", "they are switched off")
+        for chunk in (256, 37):
+            np.testing.assert_allclose(read(ours, 0, text(500), chunk), read(theirs, 0, text(500), chunk), atol=2e-4)
+        one, at = np.array([7], np.int64), np.array([500], np.int64)
+        np.testing.assert_allclose(ours.decode([0], one, at), theirs.decode([0], one, at), atol=2e-4)
+
+
+def test_heads_that_are_too_wide_stay_with_onnx_runtime(tmp_path: Path) -> None:
+    reference = make_reference(
+        tmp_path / "checkpoint", hidden_size=64, num_attention_heads=2, num_key_value_heads=1, head_dim=272
+    )
+    save_model(
+        build_decoder(GraphSpec(reference.config, "ort", "fp32", 64), reference.tensors), tmp_path / "model.onnx"
+    )
+    assert not save_fused(tmp_path / "model.onnx", tmp_path / kernels.FUSED)

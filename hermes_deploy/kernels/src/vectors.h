@@ -1,4 +1,4 @@
-// Vectors of attention: 16 floats at a time, out of a cache of any type. AVX-512 F, BW and VL.
+// Vectors: 16 floats at a time, out of a cache of any type. AVX-512 F, BW and VL.
 //
 // A sum is always taken in one order (over head_dim for a score, over keys for a value), whatever the number of
 // rows at a time: a row's bits do not depend on its neighbours. No contraction is left to the compiler
