@@ -1,10 +1,11 @@
-"""One decode step of two sessions against each other, in blocks that take turns."""
+"""One decode step, or one prompt, of two sessions against each other, in blocks that take turns."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +15,31 @@ from hermes_deploy.runtime.session import Session
 
 SLOTS_RATIO = "two active slots of many against a two-slot engine"
 LENGTH_RATIO = "decode step, long cache against short"
+STEP_GAIN, READING_GAIN = "decode step, ONNX Runtime's operators by ours", "prompt, ONNX Runtime's operators by ours"
 _SETTLING = 4
 """Steps of a block that are not counted: the threads of the other session spin for a moment after their last one."""
+
+
+class Timed(Protocol):
+    def block(self, steps: int) -> list[float]:
+        """Seconds of each of `steps` equal calls, after some that are not counted."""
+
+
+class Prompted:
+    """Reads `ids` [n] into slot 0 of `session`, as if nothing of it were there, again and again."""
+
+    def __init__(self, session: Session, ids: npt.NDArray[np.int64]) -> None:
+        self._session, self._ids = session, ids
+
+    def block(self, steps: int) -> list[float]:
+        """Seconds of each of `steps` readings, after one that is not counted."""
+        found = []
+        for number in range(1 + steps):
+            began = time.perf_counter()
+            Stepper(self._session, (0,), self._ids)
+            if number:
+                found.append(time.perf_counter() - began)
+        return found
 
 
 class Stepper:
@@ -44,7 +68,7 @@ class Stepper:
 
 
 def compare(
-    one: Stepper, other: Stepper, found: Collected, names: tuple[What, What, What], *, blocks: int = 6, steps: int = 20
+    one: Timed, other: Timed, found: Collected, names: tuple[What, What, What], *, blocks: int = 6, steps: int = 20
 ) -> None:
     """Medians of both over `blocks` blocks in turns, and the ratio of `one` by `other`, under `names`."""
     times: tuple[list[float], list[float]] = ([], [])
@@ -84,3 +108,26 @@ def compare_lengths(
     )
     for _ in range(rounds):
         compare(*steppers, found, names)
+
+
+def compare_operators(
+    theirs: Session, ours: Session, ids: npt.NDArray[np.int64], found: Collected, rounds: int
+) -> None:
+    """The same steps of 1 and 8 streams behind 128 and 1,024 of `ids` [at least 1,024], and the same prompts of 512
+    and 1,000, by ONNX Runtime's operators and by ours."""
+    for _ in range(rounds):
+        for streams, context in ((1, 128), (1, 1024), (8, 128), (8, 1024)):
+            slots = range(streams)
+            names = (
+                What("decode step", "ms", "ONNX Runtime's operators", streams, context),
+                What("decode step", "ms", "ours", streams, context),
+                What(STEP_GAIN, "ratio", "", streams, context),
+            )
+            compare(Stepper(theirs, slots, ids[:context]), Stepper(ours, slots, ids[:context]), found, names)
+        for length in (512, 1000):
+            names = (
+                What("prompt", "ms", f"{length:,} tokens, ONNX Runtime's operators"),
+                What("prompt", "ms", f"{length:,} tokens, ours"),
+                What(READING_GAIN, "ratio", f"{length:,} tokens"),
+            )
+            compare(Prompted(theirs, ids[:length]), Prompted(ours, ids[:length]), found, names, blocks=2, steps=2)

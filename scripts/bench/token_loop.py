@@ -39,6 +39,8 @@ from hermes_deploy.benchmarking.listening import NotMeasured
 from hermes_deploy.benchmarking.parts import add_only, chosen, finish, run_parts, say, tell
 from hermes_deploy.benchmarking.report import Collected
 from hermes_deploy.benchmarking.run import FULL, MANY_AGAINST_ONE, SECOND_AGAINST_COLD
+from hermes_deploy.protocol.tensors import ENGINE
+from hermes_deploy.serving.sessions import open_session
 
 LONG_PROMPT = 4000
 QUESTIONS, ANSWER = 24, 64
@@ -152,6 +154,24 @@ def length(options: argparse.Namespace) -> Report:
     return found.report({})
 
 
+def operators(options: argparse.Namespace) -> Report:
+    """Steps and prompts by our own operators against ONNX Runtime's."""
+    opened, found = open_artifact(options.artifact), Collected()
+    folder = opened.artifact / ENGINE / "1"
+    with (
+        closing(opened.open_session(8, opened.max_context)) as ours,
+        closing(
+            open_session(
+                opened.config, opened.target, folder, slots=8, max_context=opened.max_context, own_kernels=False
+            )
+        ) as theirs,
+    ):
+        if why := getattr(ours, "without_kernels", "they are for the cpu target"):
+            raise NotMeasured(f"our operators cannot be used: {why}")
+        step_time.compare_operators(theirs, ours, opened.prompts.of(1024, 0).ids, found, options.rounds)
+    return found.report({})
+
+
 def independent(options: argparse.Namespace) -> Report:
     """24 greedy answers alone, 8 at a time, and with half and all of their prompt in the cache."""
     opened, found = open_artifact(options.artifact), Collected()
@@ -198,6 +218,7 @@ PARTS: dict[str, tuple[Part, tuple[str, ...]]] = {
     "loop": (loop, ("artifact",)),
     "slots": (slots, ("artifact",)),
     "length": (length, ("artifact", "long")),
+    "operators": (operators, ("artifact",)),
     "independence": (independent, ("artifact",)),
     "speculation": (speculation, ("artifact",)),
 }
