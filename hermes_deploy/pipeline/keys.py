@@ -23,9 +23,9 @@ _READERS = ("families", "targets", "recipes", "checkpoints")
 _NUMBERS = ("numpy", "ml-dtypes", "gguf", "safetensors")
 
 ROOMS: dict[Stage, tuple[str, ...]] = {
-    "calibrate": (*_READERS, "graphs", "quantization"),
+    "calibrate": (*_READERS, "graphs", "kernels", "quantization"),
     "reference": (*_READERS, "graphs", "kernels", "quantization", "runtime", "verification"),
-    "graph": (*_READERS, "graphs", "quantization"),
+    "graph": (*_READERS, "graphs", "kernels", "quantization"),
     "gate": (*_READERS, "chat", "graphs", "kernels", "quantization", "runtime", "verification"),
     "engine": ("families", "targets", "recipes", "machine", "engines"),
 }
@@ -90,7 +90,8 @@ def _sources(name: str, place: Any) -> Iterable[tuple[str, bytes]]:
         yield name, place.read_bytes()
         return
     for child in sorted(place.iterdir(), key=lambda child: str(child.name)):
-        if child.name != "__pycache__":
+        # what is compiled comes of the sources beside it
+        if child.name != "__pycache__" and not str(child.name).endswith(".so"):
             yield from _sources(f"{name}/{child.name}", child)
 
 
