@@ -144,7 +144,7 @@ def _follow(request: BuildRequest, plan_fd: int, progress: Callable[[EngineProgr
             stderr=words,
             env=environment,
             # Ctrl-C goes to the parent alone, which then ends the child
-            start_new_session=True,
+            process_group=0,
         )
         try:
             os.close(request_read)

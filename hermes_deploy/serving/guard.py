@@ -1,6 +1,7 @@
 """Stands between serve and tritonserver, so that nothing outlives serve however it ends.
 
-Run as a script in a session of its own; standard library only, it starts in milliseconds:
+Run as a script in a process group of its own, so that Ctrl-C reaches serve alone; standard library only, it
+starts in milliseconds:
 
     guard.py LIFELINE_FD RUN_FOLDER SHM_PREFIX EXIT_SECONDS LOG LOG_BYTES -- tritonserver ...
 
@@ -9,7 +10,7 @@ or was killed) or SIGTERM stops the server: SIGTERM, after EXIT_SECONDS SIGKILL.
 that the server is ready, and its value how many model processes it has: from then on the death of
 one, after which Triton stays "ready" and its callers hang, ends the server too, and so does one that
 is stopped (SIGSTOP) for longer than STOPPED_SECONDS, be it the server or a model. A zero byte kills the
-server at once: it is past repair. Whatever is left of the session is killed, the run folder and shared
+server at once: it is past repair. Whatever is left of the group is killed, the run folder and shared
 memory removed. What the server and its models say goes through a pipe to bounded_log.py: into LOG ("" = none)
 and into stdout, a memory file that serve reads. Exit status: the server's, 128 + signal, or MODEL_DIED.
 """
@@ -72,7 +73,7 @@ def main(arguments: list[str], bounded_log: Any) -> int:
         died = _watch(server, int(lifeline), lambda: stopping, say)
         status = _end(server, float(exit_seconds), say)
     finally:
-        kill_session(os.getpid())
+        kill_group(os.getpid())
         sweep(Path(run_folder), shm_prefix)
         # nobody else is left who could write: its last words, up to the end
         os.close(saying)
@@ -82,13 +83,13 @@ def main(arguments: list[str], bounded_log: Any) -> int:
     return 128 - status if status < 0 else status
 
 
-def kill_session(session: int, mark: str = "") -> None:
-    """Ends every process of that session but this one; with `mark` only those that have it on their command line.
+def kill_group(group: int, mark: str = "") -> None:
+    """Ends every process of that group but this one; with `mark` only those that have it on their command line.
 
     Model processes do not end by themselves when tritonserver is killed: one that was just telling it a metric
     waits for ever, and holds Python's lock.
     """
-    for pid in _group(session):
+    for pid in _group(group):
         if mark.encode() in _read(pid, "cmdline"):
             _kill(pid)
 
@@ -146,13 +147,13 @@ def _end(server: subprocess.Popen[bytes], seconds: float, say: Callable[[str], N
     return server.wait()
 
 
-def _group(session: int) -> list[int]:
-    """Live processes of that session, without this one."""
+def _group(group: int) -> list[int]:
+    """Live processes of that group, without this one."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             fields = _fields(int(entry.name))
-            if fields and fields[3] == str(session) and fields[0] != "Z":
+            if fields and fields[2] == str(group) and fields[0] != "Z":
                 found.append(int(entry.name))
     return found
 

@@ -6,10 +6,12 @@ and NOT_SERVING no; HTTP gives the reasons as JSON. gRPC services: "" and "ready
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import socketserver
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -65,19 +67,30 @@ class _HTTPServer(socketserver.ThreadingMixIn, HTTPServer):
     request_queue_size = 1024  # those that the system drops try again only after seconds
 
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
-        self._open: dict[socket.socket, None] = {}
-        """In the order in which they came."""
+        self._open: dict[socket.socket, float] = {}
+        """Until when each may stay, in the order in which they came."""
         self._lock = threading.Lock()
         super().__init__(address, handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._lock:
-            self._open[request] = None
+            # the handler's timeout is one of each read: a caller that sends a byte at a time would stay for ever
+            self._open[request] = time.monotonic() + 2 * _PATIENCE
             if len(self._open) > _CALLERS:
-                oldest = next(iter(self._open))
-                del self._open[oldest]
-                _hang_up(oldest)
+                self._hang_up_on_oldest()
         super().process_request(request, client_address)
+
+    def service_actions(self) -> None:
+        now = time.monotonic()
+        with self._lock:
+            while self._open and next(iter(self._open.values())) < now:
+                self._hang_up_on_oldest()
+
+    def _hang_up_on_oldest(self) -> None:
+        oldest = next(iter(self._open))
+        del self._open[oldest]
+        with contextlib.suppress(OSError):  # it has gone
+            oldest.shutdown(socket.SHUT_RDWR)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
@@ -121,25 +134,7 @@ def _handler(health: Health) -> type[BaseHTTPRequestHandler]:
         def log_message(self, format: str, *arguments: Any) -> None:
             """Probes come every few seconds: not worth a line."""
 
-        def setup(self) -> None:
-            super().setup()
-            # the timeout is one of each read: a caller that sends a byte at a time would stay for ever
-            self._alarm = threading.Timer(2 * _PATIENCE, _hang_up, [self.connection])
-            self._alarm.daemon = True
-            self._alarm.start()
-
-        def finish(self) -> None:
-            self._alarm.cancel()
-            super().finish()
-
     return Handler
-
-
-def _hang_up(connection: socket.socket) -> None:
-    try:
-        connection.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        return  # it has gone
 
 
 _SERVICES: dict[str, Callable[[Verdict], bool]] = {

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from hermes_deploy.client import Client, ClientError
 from hermes_deploy.errors import ArtifactError
 from hermes_deploy.protocol.tensors import ENGINE
-from hermes_deploy.serving import Server, preflight
+from hermes_deploy.repository.manifest import FileEntry, hash_stream
+from hermes_deploy.serving import Server, loaded_files, preflight
 from hermes_deploy.serving.loaded_files import LoadedFiles, hold_loaded
 from hermes_deploy.serving.probe import says_ready
 from tests.serving.processes import eventually
@@ -101,12 +104,20 @@ def test_what_changes_between_being_hashed_and_being_loaded_is_not_served(copy: 
         hold_loaded(copy, plan.before, plan.engine_files)
 
 
-def test_bytes_are_read_again_only_where_a_file_was_touched(copy: Path) -> None:
+def test_bytes_are_read_again_only_where_a_file_was_touched(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = preflight.check(copy)
+    read_on = threading.Event()
+
+    def slowly(stream: IO[bytes]) -> FileEntry:
+        assert read_on.wait(60)
+        return hash_stream(stream)
+
+    monkeypatch.setattr(loaded_files, "hash_stream", slowly)
     files = LoadedFiles(copy, plan.before, plan.engine_files)
     assert files.look().problem is None
     os.utime(copy / WEIGHTS)
     assert "are being compared with the manifest" in (files.look().problem or "")
+    read_on.set()
     assert eventually(lambda: files.look().problem is None)
     other = copy.with_name("other")
     shutil.copyfile(copy / WEIGHTS, other)
@@ -115,8 +126,10 @@ def test_bytes_are_read_again_only_where_a_file_was_touched(copy: Path) -> None:
     other.rename(copy / WEIGHTS)
     assert eventually(lambda: f"{WEIGHTS} was replaced" in (files.look().news or ""))
     assert files.look().news is None, "it is told once"
+    read_on.clear()
     held.chmod(0o600)
     assert files.look().problem is not None
+    read_on.set()
     scramble(held)
     assert eventually(lambda: files.look().fatal)
     assert f"{WEIGHTS} was written to" in (files.look().problem or "")

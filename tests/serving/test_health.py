@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,7 +20,7 @@ from hermes_deploy.protocol.health_v1 import (
     HealthCheckResponse,
 )
 from hermes_deploy.runtime.running_chat import Progress
-from hermes_deploy.serving import Server
+from hermes_deploy.serving import Server, health_ports
 from hermes_deploy.serving.health import HEARTBEAT, Health
 from hermes_deploy.serving.health_ports import HealthPorts
 from hermes_deploy.serving.watch import Limits, judge
@@ -190,6 +191,14 @@ def test_abuse_of_the_http_port_is_survived(ports: HealthPorts) -> None:
         assert ask_health(f"http://127.0.0.1:{ports.http_port}/livez")[0] == 200
     for caller in half_sent:
         caller.close()
+
+
+def test_who_sends_a_byte_at_a_time_does_not_stay(ports: HealthPorts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health_ports, "_PATIENCE", 0.2)
+    with socket.create_connection(("127.0.0.1", ports.http_port)) as caller, pytest.raises(OSError):
+        for _ in range(200):
+            caller.sendall(b"x")
+            time.sleep(0.05)
 
 
 def test_a_port_that_is_taken_is_said_by_its_flag(ports: HealthPorts) -> None:

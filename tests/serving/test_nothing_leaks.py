@@ -111,7 +111,9 @@ def test_nothing_is_in_flight_after_failures_of_every_kind(artifact: Path, tmp_p
             assert eventually(lambda: running(server) == 2)
             ask(server.control, "end", "that is enough")
             for one in asked:
-                assert one.result(60)[1][-1]["error_code"] == "UNAVAILABLE"
+                last = one.result(60)[1][-1]
+                # in-band; or the answer's status, where the end came before the first token
+                assert "UNAVAILABLE" in last.get("error_code", last.get("error")), last
         assert eventually(lambda: running(server) == 0)
         assert eventually(lambda: not any(pending(server).values()))
         time.sleep(1)  # Triton counts a request until the model's thread, which has answered it, lets go of it
