@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -194,15 +194,21 @@ def speculation(options: argparse.Namespace) -> Report:
     """Answers that repeat their prompt, and some that cannot, with guessing and without it: how fast, and the same?"""
     opened, found = open_artifact(options.artifact), Collected()
     asked, greedy = drafts.questions(opened.prompts), {}
-    with closing(opened.in_process(speculation=True)) as guessing, closing(opened.in_process()) as plain:
-        for number in range(options.rounds):
+    for number in range(options.rounds):
+        # opened anew, the other one first: of two equal loops the place in memory alone makes one 3 % faster
+        order = (True, False) if number % 2 else (False, True)
+        with ExitStack() as stack:
+            loops = {
+                guesses: stack.enter_context(closing(opened.in_process(speculation=guesses))) for guesses in order
+            }
             for kind, prompts in asked.items():
                 say(f"  round {number + 1}: {kind}")
-                greedy[kind] = drafts.measure(guessing, plain, kind, prompts, ANSWER_THAT_REPEATS, found)
+                greedy[kind] = drafts.measure(loops[True], loops[False], kind, prompts, ANSWER_THAT_REPEATS, found)
+            stop_ids = loops[True].stop_ids
     del greedy[drafts.FREE]
     with closing(opened.open_session(1, opened.max_context)) as session:
         lone = [
-            drafts.ended(independence.lone_answer(session, prompt, ANSWER_THAT_REPEATS), guessing.stop_ids)
+            drafts.ended(independence.lone_answer(session, prompt, ANSWER_THAT_REPEATS), stop_ids)
             for kind in greedy
             for prompt in asked[kind]
         ]
