@@ -49,7 +49,8 @@ class InProcess:
     def ask(self, prompts: Sequence[Prompt], max_tokens: int, *, stops: bool = False) -> list[Listener]:
         stop_ids = self.stop_ids if stops else frozenset[int]()
         now = time.monotonic()
-        streams = self.loop.submit_all([Generation(prompt.ids, max_tokens, stop_ids=stop_ids) for prompt in prompts])
+        # each for itself, as requests come: the receivers of streams of one `submit_all` wake each other
+        streams = [self.loop.submit(Generation(prompt.ids, max_tokens, stop_ids=stop_ids)) for prompt in prompts]
         return [Listener(taken(stream), now) for stream in streams]
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ ENGINE_TIMEOUT = "engine_timeout"
 STRETCH = "stretch"
 SPECULATION = "speculation"
 """true or false."""
+PIECE_INTERVAL = "piece_interval"
 CONTROL = "control"
 """Path of the control socket."""
 REQUEST_LOG = "request_log"
@@ -20,4 +21,4 @@ OWN_KERNELS = "own_kernels"
 LOG_CONTENT = "log_content"
 """There when prompts and answers are to be logged.
 
-The last eight are written when the artifact is served, not when it is built."""
+The last nine are written when the artifact is served, not when it is built."""

@@ -83,6 +83,8 @@ class TokenStream:
         self._error: RequestError | None = None
         self._ended = False
         self._cancelled: Finish | None = None
+        self._resting = False
+        """Its receiver wants to be woken by the end alone."""
         self.admitted: float | None = None
         """time.monotonic() when it got its slot; set by the loop, as is `first_token`."""
         self.first_token: float | None = None
@@ -116,7 +118,8 @@ class TokenStream:
             self._tokens.append(token)
             if logprobs is not None:
                 self._logprobs.append(logprobs)
-            self.changed.notify_all()
+            if finish is not None or not self._resting:
+                self.changed.notify_all()
 
     def read_in(self, reused: int, prompt_logprobs: Sequence[TokenLogprobs]) -> None:
         """The prompt was read: what is known of it goes with the first token."""
@@ -147,14 +150,18 @@ class TokenStream:
         return delta
 
 
-def take_any(streams: Sequence[TokenStream], timeout: float | None = None) -> tuple[int, Delta] | None:
+def take_any(
+    streams: Sequence[TokenStream], timeout: float | None = None, *, not_before: float = 0.0
+) -> tuple[int, Delta] | None:
     """(index of the stream, its delta) of the first of `streams` that has something; None after `timeout` seconds.
 
+    `not_before`: time.monotonic() up to which tokens are left to be merged; the end of a stream is given at once.
     The streams share one `changed`.
     """
-    until = None if timeout is None else time.monotonic() + timeout
     changed = streams[0].changed
     with changed:
+        _rest(streams, not_before)
+        until = None if timeout is None else time.monotonic() + timeout
         while True:
             for index, stream in enumerate(streams):
                 if stream._ready():
@@ -163,3 +170,13 @@ def take_any(streams: Sequence[TokenStream], timeout: float | None = None) -> tu
             if left is not None and left <= 0:
                 return None
             changed.wait(left)
+
+
+def _rest(streams: Sequence[TokenStream], until: float) -> None:
+    """Waits up to `until` for an end, without being woken by every token."""
+    for stream in streams:
+        stream._resting = True
+    while (left := until - time.monotonic()) > 0 and not any(stream._finish for stream in streams):
+        streams[0].changed.wait(left)
+    for stream in streams:
+        stream._resting = False

@@ -41,7 +41,7 @@ class Answer:
     def piece(self, delta: Delta) -> Piece:
         """The piece for `delta`. One with a finish_reason is the last: a stop text ends the answer early."""
         finish: str = delta.finish or ""
-        text, stopped = self._read(delta.token_ids)
+        text, count, stopped = self._read(delta.token_ids)
         if finish and not stopped:
             rest, stopped = self._stop.push(self._detokenizer.flush())
             text += rest + self._stop.flush()
@@ -50,7 +50,7 @@ class Answer:
         first, self._begun = not self._begun, True
         return Piece(
             text=text,
-            token_ids=delta.token_ids,
+            token_ids=delta.token_ids[:count],
             prompt_tokens=len(self._asked.prompt),
             completion_tokens=self._completion_tokens,
             finish_reason=finish,
@@ -58,15 +58,21 @@ class Answer:
             error_message=str(delta.error) if delta.error else "",
             index=self._asked.index,
             cached_tokens=delta.reused_tokens if first else 0,
-            logprobs=delta.logprobs,
+            logprobs=delta.logprobs[:count],
             prompt_token_ids=tuple(self._asked.prompt.tolist()) if delta.prompt_logprobs else (),
             prompt_logprobs=delta.prompt_logprobs,
         )
 
-    def _read(self, token_ids: tuple[int, ...]) -> tuple[str, bool]:
-        """(text that may be shown of these tokens, whether a stop text ended the answer)."""
-        exempt = max(0, self._asked.min_tokens - self._completion_tokens)
-        self._completion_tokens += len(token_ids)
-        free = self._detokenizer.push(token_ids[:exempt]) if exempt else ""
-        text, stopped = self._stop.push(self._detokenizer.push(token_ids[exempt:]))
-        return free + text, stopped
+    def _read(self, token_ids: tuple[int, ...]) -> tuple[str, int, bool]:
+        """(text that may be shown of them, how many belong to the answer, whether a stop text ended it).
+
+        Tokens behind the one that completes a stop text do not, however many came with it.
+        """
+        count = exempt = min(len(token_ids), max(0, self._asked.min_tokens - self._completion_tokens))
+        text, stopped = self._detokenizer.push(token_ids[:exempt]) if exempt else "", False
+        while count < len(token_ids) and not stopped:
+            shown, stopped = self._stop.push(self._detokenizer.push(token_ids[count : count + 1]))
+            text += shown
+            count += 1
+        self._completion_tokens += count
+        return text, count, stopped

@@ -29,6 +29,7 @@ from hermes_deploy.repository.triton_parameters import (
     MAX_CONTEXT,
     MAX_SLOTS,
     OWN_KERNELS,
+    PIECE_INTERVAL,
     REQUEST_LOG,
     TARGET,
 )
@@ -62,6 +63,7 @@ class EngineModel:
         loop: TokenLoop,
         *,
         slots: int,
+        piece_interval: float = 0.0,
         log: RequestLog | None = None,
     ) -> None:
         self._triton = pb_utils
@@ -70,6 +72,7 @@ class EngineModel:
         self._tokenizer = tokenizer
         self._loop = loop
         self._slots = slots
+        self._piece_interval = piece_interval
         self._room = Room(loop.max_context, tokenizer.longest_token)
         self._metrics = TritonMetrics(pb_utils, loop.metrics)
         # one more than the loop takes: there is always a thread that can tell a caller to come back later
@@ -100,7 +103,8 @@ class EngineModel:
         ctypes.CDLL(None).malloc_trim(0)
         loop = TokenLoop(session, on_death=end_process, **loop_settings(parameters))
         log = RequestLog(parameters.get(REQUEST_LOG), content=LOG_CONTENT in parameters)
-        model = cls(pb_utils, config, tokenizer, loop, slots=slots, log=log)
+        interval = float(parameters.get(PIECE_INTERVAL, 0))
+        model = cls(pb_utils, config, tokenizer, loop, slots=slots, piece_interval=interval, log=log)
         model._control = open_control(parameters, loop)
         return model
 
@@ -150,7 +154,7 @@ class EngineModel:
         return "ids"
 
     def _answer(self, request: Any, sender: Any, story: Story) -> None:
-        reply = Reply(self._triton, sender, story)
+        reply = Reply(self._triton, sender, story, self._piece_interval)
         streams: list[TokenStream] = []
         code = ""
         try:

@@ -5,6 +5,7 @@ A failure before the first piece is an error of the request; after it, it travel
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,12 +22,16 @@ QUEUE_POLL = 0.5
 
 
 class Reply:
-    """To the caller behind `sender`; `story` is told of every piece."""
+    """To the caller behind `sender`; `story` is told of every piece.
 
-    def __init__(self, pb_utils: Any, sender: Any, story: Story) -> None:
+    `interval`: seconds between two pieces, in which tokens are merged; the first and the last piece do not wait.
+    """
+
+    def __init__(self, pb_utils: Any, sender: Any, story: Story, interval: float = 0.0) -> None:
         self._triton = pb_utils
         self._sender = sender
         self._story = story
+        self._interval = interval
         self._sent: Piece | None = None
         self._ended = False
 
@@ -37,14 +42,18 @@ class Reply:
         """
         kept: list[Piece] = []
         open_answers = list(zip(streams, answers, strict=True))
+        next_piece = 0.0
         while open_answers:
             waiting = all(stream.admitted is None for stream in streams)
-            taken = take_any([stream for stream, _ in open_answers], QUEUE_POLL if waiting else CANCEL_POLL)
+            poll = QUEUE_POLL if waiting else CANCEL_POLL
+            taken = take_any([stream for stream, _ in open_answers], poll, not_before=next_piece)
             if self._sender.is_cancelled():
                 for stream, _ in open_answers:
                     stream.cancel()
             if taken is None:
                 continue
+            # of several answers each gets its piece once in an interval
+            next_piece = time.monotonic() + self._interval / len(open_answers)
             at, delta = taken
             if delta.error is not None and self._sent is None:
                 raise delta.error

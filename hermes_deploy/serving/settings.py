@@ -59,6 +59,13 @@ class Settings(BaseModel):
         default=True,
         description="guess what repeats prompt or answer and check it in one step, where a chat runs alone",
     )
+    piece_interval: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="seconds between two pieces of an answer, but the first and the last; 0: a piece for each token",
+    )
     own_kernels: bool = Field(
         default=True, description="on a CPU with AVX-512 VNNI; false: ONNX Runtime's operators, about half as fast"
     )

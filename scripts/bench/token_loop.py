@@ -198,9 +198,7 @@ def speculation(options: argparse.Namespace) -> Report:
         # opened anew, the other one first: of two equal loops the place in memory alone makes one 3 % faster
         order = (True, False) if number % 2 else (False, True)
         with ExitStack() as stack:
-            loops = {
-                guesses: stack.enter_context(closing(opened.in_process(speculation=guesses))) for guesses in order
-            }
+            loops = {guesses: stack.enter_context(closing(opened.in_process(speculation=guesses))) for guesses in order}
             for kind, prompts in asked.items():
                 say(f"  round {number + 1}: {kind}")
                 greedy[kind] = drafts.measure(loops[True], loops[False], kind, prompts, ANSWER_THAT_REPEATS, found)

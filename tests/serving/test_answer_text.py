@@ -55,6 +55,9 @@ def test_pieces_together_are_the_answer_up_to_its_stop_text(
     taken = [i for piece in sent for i in piece.token_ids]
     assert taken == ids[: len(taken)] and (stopped or taken == ids)
     assert sent[-1].completion_tokens == len(taken)
+    # and they are the same however they were cut
+    alone = pieces_of(tokenizer, ids, list(range(len(ids))), stops, Delta((), "length"))
+    assert taken == [i for piece in alone for i in piece.token_ids]
 
 
 @settings(max_examples=60, deadline=None)

@@ -34,7 +34,7 @@ def test_both_doors_stream_the_same_answer(client: Client) -> None:
 
 def test_an_answer_comes_in_pieces_while_it_is_generated(client: Client) -> None:
     for door in DOORS:
-        with client.stream("hello", door=door, max_tokens=2000, temperature=0.0) as stream:
+        with client.stream("hello", door=door, max_tokens=8000, temperature=0.0) as stream:
             assert len(list(stream)) > 10
 
 

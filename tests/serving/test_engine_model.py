@@ -6,6 +6,7 @@ import gc
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,12 +35,12 @@ def session() -> FakeSession:
 
 
 @contextmanager
-def serving(session: FakeSession, **defaults: Any) -> Iterator[Callable[..., Sender]]:
+def serving(session: FakeSession, *, piece_interval: float = 0.0, **defaults: Any) -> Iterator[Callable[..., Sender]]:
     """Gives a function that asks for an answer to the tokens 1, 2, 3 and returns the sender on which it comes."""
     tokenizer = ChatTokenizer(TokenizerFiles(byte_tokenizer_json().encode(), CHATML, None, "<|im_end|>", ()))
     config = demo_config().model_copy(update={"stop_ids": ()})
     loop = TokenLoop(session, queue_limit=1)
-    model = EngineModel(fake_triton, config, tokenizer, loop, slots=session.slots)
+    model = EngineModel(fake_triton, config, tokenizer, loop, slots=session.slots, piece_interval=piece_interval)
 
     def ask(max_tokens: int = 5, **inputs: Any) -> Sender:
         given = {"input_ids": np.array([1, 2, 3]), **defaults, **inputs}
@@ -263,3 +264,12 @@ def test_a_dead_engine_ends_its_process_after_its_callers_were_told() -> None:
     assert ended.returncode == 70
     assert ended.stdout == "told\n"
     assert "the engine died: no such kernel" in ended.stderr
+
+
+def test_tokens_are_merged_for_an_interval_but_the_first_and_the_last_do_not_wait(session: FakeSession) -> None:
+    session.before = lambda _kind, _slots: time.sleep(0.001)
+    with serving(session, piece_interval=3600, temperature=np.array([0], np.float32)) as ask:
+        sender = ask(max_tokens=50)
+        assert sender.done.wait(WAIT)
+    first, last = (len(response.tensors["token_ids"]) for response in sender.sent)
+    assert first < 50 and first + last == 50
