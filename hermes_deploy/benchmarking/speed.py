@@ -12,7 +12,7 @@ from hermes_deploy.benchmarking.report import Collected, What
 from hermes_deploy.chat import ChatTokenizer
 
 PREFILL, DECODE = "prefill", "decode"
-GAP_P50, GAP_P99 = "inter-token p50", "inter-token p99"
+GAP_P50, GAP_P99 = "between pieces p50", "between pieces p99"
 COLD, SECOND = "first token, cold chat", "first token, its second turn"
 REUSED = "second turn, share found in the cache"
 

@@ -75,7 +75,7 @@ def limit_of(what: What) -> Limit | None:
 def doors(options: argparse.Namespace) -> Report:
     sizes = Sizes(contexts=(128,), full=False)
     report = bench(options.artifact, Options(streams=(1, 8), rounds=options.rounds, sizes=sizes), tell)
-    told = ("decode", "inter-token", "first token", DOOR_AGAINST_LOOP)
+    told = ("decode", "between pieces", "first token", DOOR_AGAINST_LOOP)
     return Report({}, tuple(row for row in report.rows if row.what.measure.startswith(told)), ())
 
 

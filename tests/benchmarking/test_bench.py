@@ -35,7 +35,7 @@ def test_every_measure_has_a_value_of_every_round(report: Report) -> None:
         ("first token, cold prompt", 1, 200),
         *(
             (measure, streams, context)
-            for measure in ("decode", "inter-token p50", "inter-token p99")
+            for measure in ("decode", "between pieces p50", "between pieces p99")
             for streams in (1, 2)
             for context in TINY.contexts
         ),
