@@ -37,7 +37,7 @@ from hermes_deploy.serving.settings import Settings, settings_of
 
 _EXIT_SECONDS = 10.0
 _STARTS = 3
-"""At most, where Triton itself crashes."""
+"""At most, where Triton itself crashes. As often a token is asked for, where it calls a live process dead."""
 _NO_CORE = "is not healthy"
 """What Triton says of a model process that did not tell it for a second that it lives: a busy machine does that too."""
 _SHELL_SAFE = re.compile(r"[A-Za-z0-9/._-]+")

@@ -195,7 +195,7 @@ def speculation(options: argparse.Namespace) -> Report:
     opened, found = open_artifact(options.artifact), Collected()
     asked, greedy = drafts.questions(opened.prompts), {}
     for number in range(options.rounds):
-        # opened anew, the other one first: of two equal loops the place in memory alone makes one 3 % faster
+        # opened anew, the other one first: of two equal loops the second one was the faster by 2 %
         order = (True, False) if number % 2 else (False, True)
         with ExitStack() as stack:
             loops = {guesses: stack.enter_context(closing(opened.in_process(speculation=guesses))) for guesses in order}

@@ -1,4 +1,4 @@
-"""Triton's own crash while it loads is told and tried once more, twice at most."""
+"""What Triton itself does wrong at a start is tried once more, twice at most, and told where it stays."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 from hermes_deploy.errors import ServeError
 from hermes_deploy.serving import Server, launch
+from hermes_deploy.serving import server as server_module
 
 ABORT = ["sh", "-c", "echo lock_exception >&2; kill -ABRT $$"]
 
@@ -53,3 +54,26 @@ def test_a_server_that_crashes_again_is_an_error_with_its_words(
     ):
         pass
     assert starts() == 3
+
+
+@pytest.mark.parametrize("times", [2, 9])
+def test_a_live_process_that_triton_calls_dead_is_asked_again(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    asked = 0
+    real = server_module.generates
+
+    def generates(*arguments: Any) -> str:
+        nonlocal asked
+        asked += 1
+        return "HTTP 400: Stub process 'x' is not healthy." if asked <= times else real(*arguments)
+
+    monkeypatch.setattr(server_module, "generates", generates)
+    server = Server(artifact, grpc_port=0, http_port=0, metrics_port=0)
+    if times == 2:
+        with server:
+            assert asked == 4, "three times the engine, once the ensemble"
+    else:
+        with pytest.raises(ServeError, match="generated nothing: HTTP 400: Stub process 'x' is not healthy"), server:
+            pass
+        assert asked == 3
